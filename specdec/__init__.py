@@ -1,0 +1,47 @@
+"""specdec: speculative decoding for Hugging Face transformers. The same output, sooner."""
+
+from specdec.bundled import bundled_pair, bundled_prompts
+from specdec.drafters import Drafter, DraftSession, ModelDrafter, NgramDrafter
+from specdec.errors import (
+    DrafterError,
+    DraftMismatchError,
+    InputError,
+    NumericalError,
+    OptionError,
+    SpecdecError,
+    UnsupportedModelError,
+    UnsupportedOptionError,
+)
+from specdec.generate import SpeculativeDecoder, SpeculativeOutput, generate
+from specdec.loop import Committed
+from specdec.state import DecodeState
+from specdec.stats import SpeculationStats
+from specdec.types import Acceptance, Law, Proposal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Acceptance",
+    "Committed",
+    "DecodeState",
+    "DraftMismatchError",
+    "DraftSession",
+    "Drafter",
+    "DrafterError",
+    "InputError",
+    "Law",
+    "ModelDrafter",
+    "NgramDrafter",
+    "NumericalError",
+    "OptionError",
+    "Proposal",
+    "SpecdecError",
+    "SpeculationStats",
+    "SpeculativeDecoder",
+    "SpeculativeOutput",
+    "UnsupportedModelError",
+    "UnsupportedOptionError",
+    "bundled_pair",
+    "bundled_prompts",
+    "generate",
+]

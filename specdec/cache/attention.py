@@ -1,0 +1,200 @@
+"""RollbackCache for full attention: preallocated, per-row lengths, rollback by changing a number.
+
+A committed token lives in the slot of its own position, whatever the padding of the prompt was (the
+edge hands over right-aligned windows, so padding never enters). Slots at and after a row's length are
+free: a rejected chain is forgotten by not advancing the length, and the next window overwrites it. A
+tree writes its nodes to consecutive slots and moves its accepted path, inside the window, at commit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+_GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
+
+
+class FullAttentionLayer(CacheLayerMixin):
+    """Keys and values of one layer, [B, H, capacity, D]; writes where the cache's window says."""
+
+    is_sliding = False
+
+    def __init__(self, owner: RollbackCache) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for name, states in (("keys", key_states), ("values", value_states)):
+            _, heads, _, dim = states.shape
+            shape = (self._owner.batch_capacity, heads, self._owner.capacity, dim)
+            # Zeros, not empty: a masked slot still meets a zero weight, and 0 * NaN would be NaN.
+            buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
+            torch._dynamo.mark_static_address(buffer)
+            setattr(self, name, buffer)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes the window's states [B, H, W, D]; returns views of the first `extent` slots."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        batch_size, extent = key_states.shape[0], self._owner.extent
+        views = []
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            index = self._owner.flat_slots(states.shape[1])
+            buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
+            views.append(buffer[:batch_size, :, :extent])
+        return views[0], views[1]
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        """Copies slots source -> destination, both [B, K] int64."""
+        for buffer in (self.keys, self.values):
+            flat = buffer.view(-1, buffer.shape[-1])
+            heads = buffer.shape[1]
+            taken = flat.index_select(0, self._owner.flatten(source, heads))
+            flat.index_copy_(0, self._owner.flatten(destination, heads), taken)
+
+    def select_rows(self, rows: Tensor, extent: int) -> None:
+        """Row i becomes old row rows[i], in place where the buffer has room."""
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            taken = buffer[rows, :, :extent]
+            if len(rows) > buffer.shape[0]:
+                buffer = buffer.new_zeros(len(rows), *buffer.shape[1:])
+                setattr(self, name, buffer)
+            buffer[: len(rows), :, :extent] = taken
+
+    def grow(self, capacity: int, extent: int) -> None:
+        """Moves the first `extent` slots to a larger buffer."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(old.shape[0], old.shape[1], capacity, old.shape[3])
+            new[:, :, :extent] = old[:, :, :extent]
+            torch._dynamo.mark_static_address(new)
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._owner.extent, 0
+
+    def get_seq_length(self) -> int:
+        return self._owner.extent - self._owner.window_width
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RollbackCache(Cache):
+    """A transformers Cache whose rows have lengths of their own and can be rolled back for free.
+
+    One step is `begin(...)`, one or more target forwards with `past_key_values=cache`, `commit(...)`.
+
+    Args:
+        num_layers: attention layers of the model.
+        batch_size: rows.
+        device: where lengths and slots live (the model's input device).
+        capacity: slots to start with; grown geometrically when a window needs more.
+
+    Attributes:
+        lengths: [B] int64, committed tokens of each row (a tensor at a fixed address).
+        extent: int, slots that the current window's attention may look at.
+    """
+
+    def __init__(self, num_layers: int, batch_size: int, device: torch.device, capacity: int = _GRANULE) -> None:
+        super().__init__(layers=[FullAttentionLayer(self) for _ in range(num_layers)])
+        self.batch_capacity = batch_size
+        self.capacity = _round_up(capacity)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        torch._dynamo.mark_static_address(self.lengths)
+        self.extent = 0
+        self.window_width = 0
+        self._slots = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
+        self._flat: dict[int, Tensor] = {}
+
+    @property
+    def seen(self) -> Tensor:
+        """[B] int64: committed tokens that the cache covers."""
+        return self.lengths
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes held by keys and values."""
+        return sum(
+            buffer.numel() * buffer.element_size()
+            for layer in self.layers
+            if layer.is_initialized
+            for buffer in (layer.keys, layer.values)
+        )
+
+    def begin(self, slots: Tensor, extent: int) -> None:
+        """Opens a window: the next forward writes its W tokens to `slots` and attends to `extent` slots.
+
+        Args:
+            slots: [B, W] int64, distinct within a row, at or after the row's length.
+            extent: upper bound of all slots in use, known on the host (no sync here).
+        """
+        if extent > self.capacity:
+            self._grow(extent)
+        self._slots = slots
+        self.extent = extent
+        self.window_width = slots.shape[1]
+        self._flat = {}
+
+    def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
+        """Closes the window: `num_kept` [B] of its tokens become part of the row, the rest is forgotten.
+
+        Args:
+            num_kept: [B] int64, may be 0.
+            keep: [B, K] int64, the kept tokens' indices in the window, in order, -1 padded. None means
+                the first `num_kept` (always so for a chain): then nothing is copied.
+        """
+        if keep is not None and keep.shape[1]:
+            steps = torch.arange(keep.shape[1], device=keep.device)
+            destination = self.lengths[:, None] + steps
+            source = self._slots.gather(1, keep.clamp(min=0))
+            # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
+            source = torch.where(keep >= 0, source, destination)
+            for layer in self.layers:
+                if layer.is_initialized:
+                    layer.move(source, destination)
+        self.lengths.add_(num_kept)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.select_rows(rows, self.extent)
+        self.batch_capacity = max(self.batch_capacity, len(rows))
+        self.lengths = self.lengths[rows]
+        self._flat = {}
+
+    def flat_slots(self, heads: int) -> Tensor:
+        """The window's slots as rows of a [B * H * capacity, D] buffer; computed once a forward."""
+        if heads not in self._flat:
+            self._flat[heads] = self.flatten(self._slots, heads)
+        return self._flat[heads]
+
+    def flatten(self, slots: Tensor, heads: int) -> Tensor:
+        """[B, W] slots -> [B * H * W] rows of the flattened buffer."""
+        planes = torch.arange(slots.shape[0] * heads, device=slots.device).view(slots.shape[0], heads, 1)
+        return (planes * self.capacity + slots[:, None, :]).flatten()
+
+    def _grow(self, extent: int) -> None:
+        capacity = _round_up(extent)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.grow(capacity, self.extent)
+        self.capacity = capacity
+
+    def crop(self, *args: Any) -> None:
+        """Refused: lengths are per row here; use commit()."""
+        raise TypeError("RollbackCache has no crop(): rejected tokens are dropped by commit(num_kept)")
+
+
+def _round_up(slots: int) -> int:
+    capacity = _GRANULE
+    while capacity < slots:
+        capacity *= 2
+    return capacity

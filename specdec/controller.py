@@ -1,0 +1,146 @@
+"""How many tokens to draft: fixed, or chosen each round from measured acceptance and measured costs.
+
+A choice made before the round's coins are drawn cannot bias the output. "auto" reads a clock, so with
+sampling the same seed may give another (equally distributed) text; a fixed number repeats exactly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from statistics import median
+from typing import Protocol
+
+MAX_DRAFT_TOKENS = 16
+
+
+class Controller(Protocol):
+    def choose(self) -> int:
+        """Draft tokens to ask for this round, >= 0."""
+        ...
+
+    def record(
+        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+    ) -> None:
+        """What came of it: depth and accepted tokens per row; drafting time and the rest of the step."""
+        ...
+
+
+class FixedLength:
+    """Always the same number."""
+
+    def __init__(self, num_draft_tokens: int) -> None:
+        self._num = num_draft_tokens
+
+    def choose(self) -> int:
+        return self._num
+
+    def record(
+        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+    ) -> None:
+        pass
+
+
+class AutoLength:
+    """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
+
+    Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the decayed conditional acceptance at
+    depth d. Cost: k drafted tokens, and a step over k + 1 tokens; each the median of recent
+    measurements, interpolated between the widths that were seen.
+
+    The first round drafts nothing, so that the plain step that everything is compared to is measured.
+    """
+
+    _DECAY = 0.95  # per observed round: about 20 rounds of memory
+    _RETRY_ROUNDS = 3
+
+    def __init__(self, start: int = 3) -> None:
+        self._tried: list[float] = [1.0] * (MAX_DRAFT_TOKENS + 1)  # one optimistic observation a depth
+        self._accepted: list[float] = [0.7] * (MAX_DRAFT_TOKENS + 1)
+        self._draft: deque[float] = deque(maxlen=9)  # seconds a drafted token
+        self._step: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))  # by verified width
+        self._next = start
+        self._rounds = 0
+        self._asked = 0
+        self._pause = 8  # plain rounds before the next try, doubled by each failure
+        self._wait = 0
+        self._retrying = 0
+
+    def choose(self) -> int:
+        self._rounds += 1
+        if self._rounds == 1:
+            self._asked = 0
+        elif self._wait > 0:
+            self._wait -= 1
+            self._asked = 0
+            if self._wait == 0:
+                self._retrying = self._RETRY_ROUNDS
+                self._forget()
+        elif self._retrying > 0:
+            self._retrying -= 1
+            self._asked = min(2, max(1, self._next))
+        else:
+            self._asked = self._best()
+            if self._asked == 0:
+                self._wait = self._pause
+                self._pause = min(2 * self._pause, 256)
+            else:
+                self._next = self._asked
+        return self._asked
+
+    def record(
+        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+    ) -> None:
+        depth = max(drafted)
+        self._step[depth + 1].append(step_seconds)
+        if depth == 0:
+            return
+        self._draft.append(draft_seconds / depth)
+        for d in range(1, depth + 1):
+            reached = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d - 1)
+            passed = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d)
+            if reached:
+                weight = self._DECAY
+                self._tried[d] = self._tried[d] * weight + reached / len(drafted)
+                self._accepted[d] = self._accepted[d] * weight + passed / len(drafted)
+        if self._best() > 0 and passed_any(accepted):
+            self._pause = 8
+
+    def _best(self) -> int:
+        """The depth with the most expected tokens per second, at most one beyond what was measured."""
+        if not self._draft:
+            return self._next
+        measured = max(self._step)  # widths; width w is depth w - 1
+        expected, product = 1.0, 1.0
+        best, best_rate = 0, 1.0 / self._step_cost(1)
+        for depth in range(1, min(measured, MAX_DRAFT_TOKENS) + 1):
+            product *= self._accepted[depth] / self._tried[depth]
+            expected += product
+            rate = expected / (depth * median(self._draft) + self._step_cost(depth + 1))
+            if rate > best_rate:
+                best, best_rate = depth, rate
+        return best
+
+    def _step_cost(self, width: int) -> float:
+        """Seconds of a step over `width` tokens: measured, or from the nearest widths that were."""
+        known = sorted(w for w, times in self._step.items() if times)
+        if width in self._step and self._step[width]:
+            return median(self._step[width])
+        below = [w for w in known if w < width]
+        above = [w for w in known if w > width]
+        if below and above:
+            low, high = below[-1], above[0]
+            share = (width - low) / (high - low)
+            return (1 - share) * median(self._step[low]) + share * median(self._step[high])
+        return median(self._step[below[-1] if below else above[0]])
+
+    def _forget(self) -> None:
+        """Lets a retry change the verdict: old acceptance counts for one observation only."""
+        for d in range(len(self._tried)):
+            if self._tried[d] > 1:
+                self._accepted[d] /= self._tried[d]
+                self._tried[d] = 1.0
+
+
+def passed_any(accepted: Sequence[int]) -> bool:
+    return any(a > 0 for a in accepted)

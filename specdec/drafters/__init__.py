@@ -1,0 +1,7 @@
+"""Drafters: small classes that only propose."""
+
+from specdec.drafters.base import Drafter, DraftSession
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.ngram import NgramDrafter
+
+__all__ = ["DraftSession", "Drafter", "ModelDrafter", "NgramDrafter"]

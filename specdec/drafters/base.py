@@ -1,0 +1,80 @@
+"""What a drafter is. Two small classes: settings that calls share, and one call's session.
+
+A drafter of one's own needs `start` and `propose`; everything else has a default:
+
+    import torch, specdec
+
+    class LoopDrafter(specdec.Drafter):
+        '''Guesses that the last `period` tokens come again.'''
+
+        def __init__(self, period: int) -> None:
+            self.period = period
+
+        def start(self, state: specdec.DecodeState) -> specdec.DraftSession:
+            return LoopSession(self.period)
+
+    class LoopSession(specdec.DraftSession):
+        def __init__(self, period: int) -> None:
+            self.period = period
+
+        def propose(self, state: specdec.DecodeState, limit: list[int]) -> specdec.Proposal:
+            steps = torch.arange(max(limit), device=state.device) % self.period
+            index = (state.lengths[:, None] - self.period + steps).clamp(min=0)
+            valid = torch.arange(max(limit), device=state.device) < torch.tensor(limit, device=state.device)[:, None]
+            return specdec.Proposal.chain(state.tokens.gather(1, index), valid)
+
+    specdec.generate(target, **inputs, drafter=LoopDrafter(period=4))
+
+The output is exactly the target's whatever such a drafter says; only the speed depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from specdec.types import Acceptance, Proposal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from specdec.state import DecodeState
+
+
+class DraftSession:
+    """One call's drafting state."""
+
+    def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
+        """Proposes at most limit[b] >= 0 tokens of depth for row b of `state`; at least one limit is > 0.
+
+        Returns:
+            A Proposal on state.device. Exactness demands what its docstring says about q, nothing else.
+        """
+        raise NotImplementedError
+
+    def observe(self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int]) -> None:
+        """What became of the last proposal, before `state` grows. num_accepted is acceptance.num_accepted on the host."""
+
+    def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
+        """The given rows stay, in that order; index is the same as a device tensor."""
+
+    def close(self) -> None:
+        """The call is over, also after an exception."""
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of a draft model so far."""
+        return 0
+
+
+class Drafter:
+    """Settings of a drafting method; shared between calls and threads, so never changed by one."""
+
+    def check(self, target: PreTrainedModel) -> None:
+        """Raises a SpecdecError if this drafter cannot serve the target. Called before any forward."""
+
+    def start(self, state: DecodeState) -> DraftSession:
+        """Opens the session of one call, before the prompt is prefilled."""
+        raise NotImplementedError

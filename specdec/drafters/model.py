@@ -1,0 +1,189 @@
+"""Drafting with a smaller model of the same vocabulary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec.drafters.base import Drafter, DraftSession
+from specdec.errors import DraftMismatchError
+from specdec.sampling import Prefixes
+from specdec.state import DecodeState
+from specdec.target import ModelRunner
+from specdec.types import Acceptance, Proposal
+from specdec.window import Window, build_window, plan
+
+logger = logging.getLogger("specdec")
+
+# Embedding matrices of one tokenizer are padded to different multiples; more than this is another tokenizer.
+_MAX_PADDING = 1024
+
+
+class ModelSession(DraftSession):
+    """Keeps the draft's cache in step with the committed tokens, however far it has fallen behind."""
+
+    def __init__(self, runner: ModelRunner, state: DecodeState) -> None:
+        self._runner = runner
+        self._cache = runner.new_cache(state.batch_size, max(state.host_lengths) + 1)
+        self._seen = [0] * state.batch_size  # the cache's lengths, known on the host
+        self._lengths = list(self._seen)  # committed tokens at the last proposal
+        self._forwards = 0
+
+    @property
+    def forwards(self) -> int:
+        return self._forwards
+
+    def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
+        depth = max(limit)
+        lengths = state.host_lengths
+        if self._runner.max_positions is not None:  # the draft's context may be shorter than the target's
+            depth = min(depth, self._runner.max_positions - max(lengths))
+        if depth <= 0:
+            return Proposal.empty(state.batch_size, state.device)
+        self._lengths = lengths
+        logits = self._catch_up(state, lengths)
+        tokens: list[Tensor] = []
+        q: list[Tensor] = []
+        for step in range(depth):
+            if step:
+                logits = self._feed(state, tokens[-1], lengths, step)
+            drafted = Proposal.chain(torch.stack(tokens, 1)) if tokens else Proposal.empty(state.batch_size, state.device)
+            tokens.append(self._choose(state, logits, drafted, q))
+        steps = torch.arange(depth, device=state.device)
+        # Rows near their length limit use a part of the chain; which part does not depend on the tokens.
+        valid = steps < torch.tensor(limit, device=state.device)[:, None] if min(limit) < depth else None
+        return Proposal.chain(torch.stack(tokens, 1), valid, torch.stack(q, 1) if q else None)
+
+    def observe(self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int]) -> None:
+        if proposal.num_nodes == 0:
+            return
+        # The last drafted token was never fed, so at most depth - 1 of the accepted ones are in the cache.
+        kept = torch.clamp(acceptance.num_accepted, max=proposal.depth - 1)
+        before = torch.tensor([n - s for n, s in zip(self._lengths, self._seen, strict=True)], device=kept.device)
+        self._cache.commit(before + kept)
+        self._seen = [n + min(a, proposal.depth - 1) for n, a in zip(self._lengths, num_accepted, strict=True)]
+
+    def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
+        self._cache.select_rows(index)
+        self._seen = [self._seen[r] for r in rows]
+
+    def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
+        """Feeds every committed token that the cache lacks; logits [B, V] after the last one."""
+        nothing = Proposal.empty(state.batch_size, state.device)
+        width, extent, masked = plan(self._seen, lengths, nothing)
+        window = build_window(
+            state.tokens, state.lengths, self._cache.lengths, nothing, width, extent if masked else None
+        )
+        pending = [n - s for n, s in zip(lengths, self._seen, strict=True)]
+        keep = width - min(pending) + 1
+        logits = self._forward(state, window, extent, keep)
+        if keep == 1:
+            return logits[:, 0]
+        last = window.num_pending - 1 - (width - keep)
+        return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2])).squeeze(1)
+
+    def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
+        """Feeds the step-th drafted token [B]; logits [B, V] after it."""
+        position = (state.lengths + step - 1)[:, None]
+        extent = max(lengths) + step
+        mask = None
+        if min(lengths) != max(lengths):
+            mask = torch.arange(extent, device=state.device) <= position[:, :, None]
+        window = Window(token[:, None], position, position, torch.ones_like(state.lengths), mask)
+        return self._forward(state, window, extent, keep=1)[:, 0]
+
+    def _forward(self, state: DecodeState, window: Window, extent: int, keep: int) -> Tensor:
+        self._forwards += 1
+        # A draft padded to more tokens than the target has must not propose the padding.
+        return self._runner.forward(window, self._cache, extent, keep)[..., : state.vocab_size]
+
+    def _choose(self, state: DecodeState, logits: Tensor, drafted: Proposal, q: list[Tensor]) -> Tensor:
+        """The next token [B] after the drafted chain; appends its distribution to q when sampling."""
+        prefixes = state.prefixes(drafted)
+        leaf = None if prefixes is None else Prefixes([paths[-1:] for paths in prefixes.paths], prefixes.requests)
+        if not state.sampler.do_sample:
+            return state.sampler.scores(logits[:, None], leaf)[:, 0].argmax(-1)
+        probs = state.sampler.probs(logits[:, None], leaf)[:, 0]
+        q.append(probs)
+        # -1 (a broken draft) is caught by the loop's range check.
+        return state.coins().draft(probs, drafted.num_nodes)
+
+
+class ModelDrafter(Drafter):
+    """Drafts chains with any causal language model that shares the target's vocabulary.
+
+    Greedy drafts when the call is greedy, else sampled from the draft's own distribution under the
+    call's processors, and verified with it (speculative sampling, arXiv:2211.17192, arXiv:2302.01318).
+
+    Args:
+        model: the draft, on the target's device.
+        tokenizer, draft_tokenizer: compared token by token where both are given. Without them only
+            vocabulary sizes are compared, which two different tokenizers may share.
+
+    Raises:
+        UnsupportedModelError: the draft's memory cannot be rolled back.
+
+    Example:
+        >>> specdec.generate(target, **inputs, drafter=ModelDrafter(draft))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if (tokenizer is None) != (draft_tokenizer is None):
+            raise DraftMismatchError("give both tokenizer= (the target's) and draft_tokenizer=, or neither.")
+        if tokenizer is not None and draft_tokenizer is not None:
+            compare_vocabularies(tokenizer.get_vocab(), draft_tokenizer.get_vocab())
+        self.model = model
+        self._compared = tokenizer is not None
+        self._runner = ModelRunner(model)
+
+    def check(self, target: PreTrainedModel) -> None:
+        """Raises DraftMismatchError unless vocabulary sizes and devices fit."""
+        target_size = target.config.get_text_config(decoder=True).vocab_size
+        size = self._runner.vocab_size
+        device = target.get_input_embeddings().weight.device
+        if self._runner.device != device:
+            raise DraftMismatchError(
+                f"the draft is on {self._runner.device}, the target takes its input on {device}: "
+                f"move the draft with draft.to({str(device)!r})."
+            )
+        if self.model is target or self._compared:
+            return
+        if abs(size - target_size) > _MAX_PADDING:
+            raise DraftMismatchError(
+                f"the target has {target_size} token ids and the draft {size}: not the same tokenizer. Use a draft of "
+                "the target's family, or prove that the vocabularies agree by giving ModelDrafter both tokenizers."
+            )
+        logger.warning(
+            "target and draft have %d and %d token ids; their contents were not compared. "
+            "ModelDrafter(draft, tokenizer=..., draft_tokenizer=...) compares them.",
+            target_size,
+            size,
+        )
+        self._compared = True  # once a drafter is enough
+
+    def start(self, state: DecodeState) -> ModelSession:
+        return ModelSession(self._runner, state)
+
+
+def compare_vocabularies(target: dict[str, int], draft: dict[str, int]) -> None:
+    """Raises DraftMismatchError unless both map the same tokens to the same ids."""
+    if target == draft:
+        return
+    differing = sorted(t for t in target.keys() | draft.keys() if target.get(t) != draft.get(t))
+    example: Any = differing[0]
+    raise DraftMismatchError(
+        f"{len(differing)} of {len(target.keys() | draft.keys())} tokens differ between the tokenizers, for example "
+        f"{example!r}: id {target.get(example)} in the target's, {draft.get(example)} in the draft's. "
+        "Use a draft that was trained with the target's tokenizer."
+    )

@@ -1,0 +1,241 @@
+"""The only decoding loop: propose, forward, verify, commit.
+
+Host syncs: one per target forward, when the round's outcome (tokens, accepted counts) is read. Prefix-
+dependent processors on trees add one for the parents. Drafters that read host tokens add none, since the
+outcome that they read is already there. `SpeculationStats.host_syncs` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from specdec.cache import RollbackCache
+from specdec.controller import Controller
+from specdec.drafters.base import DraftSession
+from specdec.errors import DrafterError, NumericalError
+from specdec.state import DecodeState
+from specdec.stats import SpeculationStats
+from specdec.target import ModelRunner
+from specdec.types import Acceptance, Proposal
+from specdec.verify import block, greedy, rejection
+from specdec.window import build_window, plan
+
+Rule = Literal["rejection", "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Tokens that one round added to one row; all but the last of a row's round were drafted."""
+
+    request: int  # the row's index in the user's batch
+    tokens: list[int]
+    num_accepted: int  # how many of them, from the first, are accepted draft tokens
+    finished: bool
+
+
+@dataclass(slots=True)
+class Limits:
+    """When a row is done."""
+
+    max_new_tokens: int
+    eos_token_ids: Collection[int]
+
+
+@dataclass(slots=True)
+class Decoding:
+    """One call: its parts, and `run`, which drives them to the end.
+
+    Args:
+        target: runs the target.
+        state: prompt and growing output; rows are dropped from it as they finish.
+        session: proposes; its `close` is called whatever happens.
+        controller: chooses the number of draft tokens.
+        limits: EOS ids and length.
+        rule: acceptance rule when sampling; greedy calls need none.
+        on_commit: called with each row's new tokens, in order, as soon as they are final.
+    """
+
+    target: ModelRunner
+    state: DecodeState
+    session: DraftSession
+    controller: Controller
+    limits: Limits
+    rule: Rule = "rejection"
+    on_commit: Callable[[Committed], None] | None = None
+    stats: SpeculationStats = field(default_factory=SpeculationStats)
+    _round_begun: float = field(default=0.0, init=False)
+
+    def run(self) -> list[list[int]]:
+        """Decodes to the end; returns the new tokens of each request."""
+        begun = perf_counter()
+        state = self.state
+        outputs: list[list[int]] = [[] for _ in range(state.batch_size)]
+        self.stats.prompt_tokens = sum(state.prompt_lengths)
+        cache = self.target.new_cache(state.batch_size, max(state.host_lengths) + 1)
+        seen = [0] * state.batch_size  # cache.lengths, known on the host
+        try:
+            while state.batch_size:
+                proposal = self._propose(prefilling=seen[0] == 0)
+                seen = self._step(cache, seen, proposal, outputs)
+        finally:
+            self.session.close()
+            self.stats.draft_calls = self.session.forwards
+            self.stats.new_tokens = sum(map(len, outputs))
+            self.stats.total_seconds = perf_counter() - begun
+        return outputs
+
+    def _propose(self, prefilling: bool) -> Proposal:
+        """The round's proposal; nothing before the prompt is prefilled."""
+        state = self.state
+        nothing = Proposal.empty(state.batch_size, state.device)
+        self._round_begun = perf_counter()
+        asked = 0 if prefilling else self.controller.choose()
+        # A bonus or recovered token always comes, so the last allowed token need not be drafted.
+        room = [
+            self.limits.max_new_tokens - (n - p) - 1
+            for n, p in zip(state.host_lengths, state.prompt_lengths, strict=True)
+        ]
+        limit = [min(asked, r) for r in room]
+        if max(limit) <= 0:
+            return nothing
+        proposal = self.session.propose(state, limit)
+        proposal.check(state.batch_size)
+        if proposal.depth > max(limit):
+            raise DrafterError(
+                f"{type(self.session).__name__} proposed depth {proposal.depth} where at most {max(limit)} was asked for."
+            )
+        return proposal
+
+    def _step(
+        self, cache: RollbackCache, seen: list[int], proposal: Proposal, outputs: list[list[int]]
+    ) -> list[int]:
+        """One target forward and its consequences; returns the cache's lengths."""
+        state, stats = self.state, self.stats
+        lengths = state.host_lengths
+        prefilling = seen[0] == 0
+        drafting_done = perf_counter()
+        in_range = (proposal.tokens >= 0) & (proposal.tokens < state.vocab_size)
+        width, extent, masked = plan(seen, lengths, proposal)
+        window = build_window(
+            state.tokens,
+            state.lengths,
+            cache.lengths,
+            _clamped(proposal, state.vocab_size),
+            width,
+            extent if masked else None,
+        )
+        first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
+        logits = self.target.forward(window, cache, extent, keep=width - first)
+        logits = _at_nodes(logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
+        acceptance = self._verify(logits, proposal)
+        # A tree's path is moved together; it stands behind the one pending token of a prefilled row.
+        keep = None if proposal.is_chain else F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))
+        cache.commit(window.num_pending + acceptance.num_accepted, keep)
+        new = acceptance.tokens(proposal)
+        broken = ~(in_range | ~proposal.valid).all(1)
+        outcome = torch.cat([acceptance.num_accepted[:, None], broken[:, None], new], dim=1)
+        drafted = proposal.valid.sum(1) if proposal.is_chain else _depths(proposal)
+        host = torch.cat([drafted[:, None], outcome], dim=1).tolist()  # the round's host sync
+        stats.host_syncs += 1
+        verified = perf_counter()
+        self._check(host)
+        num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
+        if prefilling:
+            stats.prefill_seconds += verified - self._round_begun
+        else:
+            stats.draft_seconds += drafting_done - self._round_begun
+            stats.verify_seconds += verified - drafting_done
+            stats.record_round(num_drafted, num_accepted)
+            self.controller.record(
+                num_drafted, num_accepted, drafting_done - self._round_begun, verified - drafting_done
+            )
+            if proposal.num_nodes:
+                self.session.observe(proposal, acceptance, num_accepted)
+        host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
+        seen = [n + a for n, a in zip(lengths, num_accepted, strict=True)]
+        state.extend(new, acceptance.num_accepted + 1, host_new)
+        staying = self._emit(host_new, num_accepted, outputs)
+        if len(staying) < state.batch_size:
+            index = torch.tensor(staying, dtype=torch.int64, device=state.device)
+            state.select_rows(staying, index)
+            if staying:
+                cache.select_rows(index)
+                self.session.select_rows(staying, index)
+            seen = [seen[r] for r in staying]
+        return seen
+
+    def _verify(self, logits: Tensor, proposal: Proposal) -> Acceptance:
+        """Applies the processors and the acceptance rule to node logits [B, N + 1, V]."""
+        state = self.state
+        prefixes = state.prefixes(proposal)
+        if prefixes is not None and not proposal.is_chain:
+            self.stats.host_syncs += 1
+        if not state.sampler.do_sample:
+            return greedy(state.sampler.scores(logits, prefixes), proposal)
+        rule = block if self.rule == "block" and proposal.is_chain else rejection
+        return rule(state.sampler.probs(logits, prefixes), proposal, state.coins())
+
+    def _check(self, host: list[list[int]]) -> None:
+        """Raises if the drafter or the target produced something that is no token."""
+        for _, accepted, broken, *tokens in host:
+            if broken:
+                raise DrafterError(
+                    f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}."
+                )
+            if tokens[accepted] < 0:
+                raise NumericalError(
+                    "the target's probabilities are NaN, infinite or all zero at this position: check the logits "
+                    "processors, or load the model in bfloat16 or float32 instead of float16."
+                )
+
+    def _emit(self, host_new: list[list[int]], num_accepted: list[int], outputs: list[list[int]]) -> list[int]:
+        """Truncates at EOS and the length limit, publishes; returns the rows that go on."""
+        staying = []
+        for row, (tokens, accepted) in enumerate(zip(host_new, num_accepted, strict=True)):
+            request = self.state.host_requests[row]
+            output = outputs[request]
+            tokens = tokens[: self.limits.max_new_tokens - len(output)]
+            for i, token in enumerate(tokens):
+                if token in self.limits.eos_token_ids:
+                    tokens = tokens[: i + 1]
+                    break
+            output.extend(tokens)
+            finished = len(output) >= self.limits.max_new_tokens or tokens[-1] in self.limits.eos_token_ids
+            if not finished:
+                staying.append(row)
+            if self.on_commit is not None:
+                self.on_commit(Committed(request, tokens, min(accepted, len(tokens)), finished))
+        return staying
+
+
+def _clamped(proposal: Proposal, vocab_size: int) -> Proposal:
+    """The proposal with every id inside the embedding: a bad one is reported after the forward, not by a crash in it."""
+    if proposal.num_nodes == 0:
+        return proposal
+    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1))
+
+
+def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], lengths: list[int]) -> Tensor:
+    """Picks each row's root and nodes, [B, N + 1, V], from the kept logits [B, K, V]; root [B] is the root's index."""
+    pending = [n - s for n, s in zip(lengths, seen, strict=True)]
+    if min(pending) == max(pending):
+        return logits[:, : num_nodes + 1]
+    index = root[:, None] + torch.arange(num_nodes + 1, device=logits.device)
+    return logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
+
+
+def _depths(proposal: Proposal) -> Tensor:
+    """[B] the deepest valid node of each row's tree."""
+    depth = torch.zeros_like(proposal.tokens)
+    for node in range(proposal.num_nodes):
+        parent = proposal.parents[:, node : node + 1]
+        above = torch.where(parent >= 0, depth.gather(1, parent.clamp(min=0)), 0)
+        depth[:, node : node + 1] = above + 1
+    return torch.where(proposal.valid, depth, 0).amax(1)

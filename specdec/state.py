@@ -1,0 +1,109 @@
+"""The tokens of a call as they grow: what every drafter may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specdec.sampling import Prefixes, Sampler
+from specdec.types import Proposal
+from specdec.verify.coins import KeyedCoins
+
+
+class DecodeState:
+    """Committed tokens of the unfinished rows, on the device and on the host.
+
+    Args:
+        prompt: [B, T] int64, as the user gave it, left padding included.
+        mask: [B, T] bool, False on padding.
+        max_tokens: most tokens a row will ever hold, padding not counted.
+        vocab_size: the target's; no token at or above it may be proposed.
+        sampler: how logits become the call's distribution; drafters sample through it as well.
+        seed: of the call's coins; None when greedy.
+
+    Attributes:
+        tokens: [B, C] int64 on the device, without padding in front, right-padded; see `lengths`.
+        lengths: [B] int64 on the device.
+        host_tokens: the same tokens as lists, one per row.
+        requests: [B] int64, each row's index in the user's batch.
+    """
+
+    def __init__(
+        self,
+        prompt: Tensor,
+        mask: Tensor,
+        max_tokens: int,
+        vocab_size: int,
+        sampler: Sampler,
+        seed: int | None,
+    ) -> None:
+        device = prompt.device
+        rows = prompt.tolist()
+        keep = mask.tolist()
+        self.host_tokens = [[t for t, k in zip(r, m, strict=True) if k] for r, m in zip(rows, keep, strict=True)]
+        self.prompt_lengths = [len(r) for r in self.host_tokens]
+        capacity = max(max_tokens, max(self.prompt_lengths)) + 1
+        self.tokens = torch.zeros(len(rows), capacity, dtype=torch.int64, device=device)
+        for row, values in enumerate(self.host_tokens):
+            self.tokens[row, : len(values)] = prompt[row, prompt.shape[1] - len(values) :]
+        self.lengths = torch.tensor(self.prompt_lengths, device=device)
+        self.requests = torch.arange(len(rows), device=device)
+        self.host_requests = list(range(len(rows)))
+        self.vocab_size = vocab_size
+        self.sampler = sampler
+        self.seed = seed
+        self._padding = [prompt[row, : prompt.shape[1] - len(v)] for row, v in enumerate(self.host_tokens)]
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.host_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
+    def host_lengths(self) -> list[int]:
+        return [len(r) for r in self.host_tokens]
+
+    def coins(self) -> KeyedCoins:
+        """This round's coins: keyed by request and committed length."""
+        assert self.seed is not None
+        return KeyedCoins(self.seed, self.requests, self.lengths)
+
+    def extend(self, new: Tensor, num_new: Tensor, host_new: Sequence[Sequence[int]]) -> None:
+        """Appends num_new [B] of new [B, D + 1] to each row; host_new are the same tokens on the host."""
+        steps = torch.arange(new.shape[1], device=self.device)
+        where = (self.lengths[:, None] + steps).clamp(max=self.tokens.shape[1] - 1)
+        keep = steps < num_new[:, None]
+        # Clamped writes may collide in the last column, which no row's length ever reaches.
+        where = torch.where(keep, where, self.tokens.shape[1] - 1)
+        self.tokens.scatter_(1, where, new)
+        self.lengths = self.lengths + num_new
+        for row, values in zip(self.host_tokens, host_new, strict=True):
+            row.extend(values)
+
+    def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
+        """Keeps the given rows, in that order; index is the same on the device."""
+        self.tokens, self.lengths, self.requests = self.tokens[index], self.lengths[index], self.requests[index]
+        self.host_tokens = [self.host_tokens[r] for r in rows]
+        self.prompt_lengths = [self.prompt_lengths[r] for r in rows]
+        self.host_requests = [self.host_requests[r] for r in rows]
+        self._padding = [self._padding[r] for r in rows]
+
+    def prefixes(self, proposal: Proposal) -> Prefixes | None:
+        """The tokens before every node's successor (root first), padding included; None if no processor asks."""
+        if not self.sampler.needs_prefix:
+            return None
+        parents = None if proposal.is_chain else proposal.parents.tolist()
+        out = []
+        for row, tokens in enumerate(self.host_tokens):
+            root = torch.cat([self._padding[row], self.tokens[row, : len(tokens)]])
+            paths: list[Tensor] = [root]
+            for node in range(proposal.num_nodes):
+                parent = node - 1 if parents is None else parents[row][node]
+                paths.append(torch.cat([paths[parent + 1], proposal.tokens[row, node : node + 1]]))
+            out.append(paths)
+        return Prefixes(out, self.host_requests)

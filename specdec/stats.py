@@ -1,0 +1,88 @@
+"""Counters of one call. Integers and seconds only; every ratio is a property."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SpeculationStats:
+    """What speculation did during one `generate()`.
+
+    A *row-round* is one row's part in one verification forward; prefill is counted apart, so that
+    `acceptance_length` is what a decoding forward yields.
+
+    Example:
+        >>> stats = SpeculationStats(row_rounds=10, drafted=40, accepted=20)
+        >>> stats.acceptance_rate, stats.acceptance_length
+        (0.5, 3.0)
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0  # returned to the caller, all rows
+    rounds: int = 0  # target forwards after prefill
+    row_rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0  # by the rule, before truncation at EOS or the length limit
+    draft_calls: int = 0  # forwards of the draft model
+    host_syncs: int = 0  # times the host waited for a device tensor's value
+    drafted_per_depth: list[int] = field(default_factory=list)
+    accepted_per_depth: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0  # target forwards and acceptance, until the result is on the host
+    total_seconds: float = 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """accepted / drafted; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """tau: tokens per row and target forward, the recovered or bonus token included."""
+        return 1 + self.accepted / self.row_rounds if self.row_rounds else 0.0
+
+    @property
+    def other_seconds(self) -> float:
+        """Everything that is neither prefill, draft nor verify."""
+        return self.total_seconds - self.prefill_seconds - self.draft_seconds - self.verify_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.total_seconds if self.total_seconds else 0.0
+
+    def record_round(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Adds one verification: draft depth and accepted length of each row."""
+        self.rounds += 1
+        self.row_rounds += len(drafted)
+        self.drafted += sum(drafted)
+        self.accepted += sum(accepted)
+        for counts, depths in ((self.drafted_per_depth, drafted), (self.accepted_per_depth, accepted)):
+            counts.extend([0] * (max(*drafted, 0) - len(counts)))
+            for depth in depths:
+                for i in range(depth):
+                    counts[i] += 1
+
+    def __str__(self) -> str:
+        by_depth = " ".join(
+            f"{a / d:.2f}" if d else "-"
+            for a, d in zip(self.accepted_per_depth, self.drafted_per_depth, strict=True)
+        )
+        syncs = self.host_syncs / (self.rounds + 1)
+        rows = [
+            ("new tokens", f"{self.new_tokens}  ({self.tokens_per_second:.1f} tokens/s)"),
+            ("target forwards", f"1 prefill + {self.rounds}"),
+            ("drafted / accepted", f"{self.drafted} / {self.accepted}"),
+            ("acceptance rate", f"{self.acceptance_rate:.3f}"),
+            ("acceptance length", f"{self.acceptance_length:.2f} tokens a forward"),
+            ("accepted per depth", by_depth or "-"),
+            (
+                "seconds",
+                f"prefill {self.prefill_seconds:.3f}  draft {self.draft_seconds:.3f}  "
+                f"verify {self.verify_seconds:.3f}  other {self.other_seconds:.3f}",
+            ),
+            ("host syncs a forward", f"{syncs:.2f}"),
+        ]
+        return "\n".join(f"{name:<21} {value}" for name, value in rows)

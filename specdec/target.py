@@ -1,0 +1,97 @@
+"""One forward of one Hugging Face model; every quirk of versions and architectures lives here.
+
+Serves targets and draft models alike. Nothing of the model is changed: no config, no buffer, no hook.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec.cache import RollbackCache
+from specdec.errors import UnsupportedModelError
+from specdec.window import Window, to_additive
+
+_ATTENTION = ("eager", "sdpa")  # take a 4D mask per row; flash attention does not
+
+
+class ModelRunner:
+    """Runs windows of one causal language model through a RollbackCache.
+
+    Args:
+        model: any decoder-only model with full attention, `position_ids` and a transformers `Cache`.
+
+    Raises:
+        UnsupportedModelError: the model has another kind of memory, or attention that takes no 4D mask.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        config = model.config.get_text_config(decoder=True)
+        parameters = inspect.signature(model.forward).parameters
+        check_supported(model, config, parameters)
+        self.num_layers: int = config.num_hidden_layers
+        self.vocab_size: int = config.vocab_size
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._keeps_logits = "logits_to_keep" in parameters
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.dtype: torch.dtype = model.dtype
+
+    def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
+        """An empty cache for this model with room for `capacity` tokens a row."""
+        return RollbackCache(self.num_layers, batch_size, self.device, capacity)
+
+    def forward(self, window: Window, cache: RollbackCache, extent: int, keep: int) -> Tensor:
+        """Logits [B, keep, V] of the window's last `keep` tokens, in the model's dtype.
+
+        Opens the cache's window; the caller commits it. `extent` bounds the slots in use (see `begin`).
+        """
+        cache.begin(window.slots, extent)
+        mask = None if window.mask is None else to_additive(window.mask, self.dtype)
+        kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        output = self.model(
+            input_ids=window.tokens,
+            attention_mask=mask,
+            position_ids=window.positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **kwargs,
+        )
+        logits: Tensor = output.logits
+        return logits[:, -keep:]
+
+
+def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> None:
+    """Raises UnsupportedModelError, naming the reason and the remedy, for memory that cannot be rolled back yet."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; specdec decodes decoder-only models so far.")
+    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
+        raise UnsupportedModelError(
+            f"{name} keeps a recurrent state, which specdec cannot roll back yet. Use model.generate() for it."
+        )
+    layer_types = set(getattr(config, "layer_types", None) or [])
+    windowed = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if layer_types - {"full_attention"} or (windowed and not layer_types):
+        kinds = sorted(layer_types - {"full_attention"}) or [f"sliding_window={windowed}"]
+        raise UnsupportedModelError(
+            f"{name} has layers that are not full attention ({', '.join(kinds)}), which specdec cannot roll back yet. "
+            "Use model.generate() for it."
+        )
+    if "position_ids" not in parameters:
+        raise UnsupportedModelError(
+            f"{name}.forward takes no position_ids, so rows of different lengths cannot be verified together."
+        )
+    attention = getattr(config, "_attn_implementation", "eager")
+    if attention not in _ATTENTION:
+        raise UnsupportedModelError(
+            f"{name} runs attn_implementation={attention!r}, which takes no per-row mask. "
+            f"Load it with attn_implementation='sdpa' instead."
+        )
+    if getattr(config, "alibi", False):
+        raise UnsupportedModelError(f"{name} uses ALiBi, whose bias cannot be given per-row positions.")

@@ -1,0 +1,124 @@
+"""The data that travels round the loop: what is proposed, what is accepted, what is committed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.errors import DrafterError
+
+
+class Law(enum.Enum):
+    """How the children of one parent were chosen; decides the acceptance rule's residuals.
+
+    GIVEN: fixed before any of the round's randomness was drawn, or top-k, or retrieved (q one-hot).
+    IID: drawn independently from the parent's q.
+    WITHOUT_REPLACEMENT: drawn in order from q, each given that it differs from its elder siblings.
+    """
+
+    GIVEN = "given"
+    IID = "iid"
+    WITHOUT_REPLACEMENT = "without_replacement"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A tree of draft tokens per row; a chain is a tree of width 1, plain decoding one of size 0.
+
+    Nodes are numbered parents first. `depth` and `width` are upper bounds that a drafter knows
+    without looking at device memory: they size loops, never results.
+
+    Contract of exactness: with `q=None` any choice is exact that does not depend on the verification
+    coins. A `q` may be given only where a node's presence and order depend neither on its own token
+    nor on later siblings or descendants: dropping a token *after* seeing that it is unlikely is biased.
+
+    Example:
+        >>> Proposal.chain(torch.tensor([[5, 7, 9]])).num_nodes
+        3
+    """
+
+    tokens: Tensor  # [B, N] int64
+    parents: Tensor  # [B, N] int64; -1 = child of the root; parents[b, i] < i
+    valid: Tensor  # [B, N] bool; False = padding; descendants of an invalid node are invalid
+    depth: int  # longest path, N for a chain
+    width: int  # most children of one parent, 1 for a chain
+    q: Tensor | None = None  # [B, M, Vq] draft distributions, one per expanded parent
+    q_index: Tensor | None = None  # [B, N] int64, the row of q that each token was drawn from
+    law: Law = Law.GIVEN
+
+    @property
+    def num_nodes(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def is_chain(self) -> bool:
+        return self.width <= 1
+
+    @classmethod
+    def empty(cls, batch_size: int, device: torch.device) -> Proposal:
+        """Nothing to propose: the step is ordinary decoding."""
+        none = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
+        return cls(none, none, none.bool(), depth=0, width=0)
+
+    @classmethod
+    def chain(cls, tokens: Tensor, valid: Tensor | None = None, q: Tensor | None = None) -> Proposal:
+        """A chain per row.
+
+        Args:
+            tokens: [B, N] int64.
+            valid: [B, N] bool, True on a prefix of each row; all True if omitted.
+            q: [B, N, V], the distribution that each token was sampled from; None if the tokens were
+                not sampled (argmax, retrieval).
+        """
+        batch_size, num_nodes = tokens.shape
+        steps = torch.arange(num_nodes, device=tokens.device)
+        nodes = steps.expand(batch_size, num_nodes)
+        return cls(
+            tokens=tokens,
+            parents=nodes - 1,
+            valid=torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid,
+            depth=num_nodes,
+            width=min(1, num_nodes),
+            q=q,
+            q_index=None if q is None else nodes,
+            law=Law.GIVEN if q is None else Law.IID,
+        )
+
+    def check(self, batch_size: int) -> None:
+        """Raises DrafterError if the shapes or dtypes break the contract; never looks at values."""
+        expected = (batch_size, self.num_nodes)
+        for name, dtype in (("tokens", torch.int64), ("parents", torch.int64), ("valid", torch.bool)):
+            tensor: Tensor = getattr(self, name)
+            if tensor.shape != expected or tensor.dtype != dtype:
+                raise DrafterError(
+                    f"Proposal.{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
+                    f"expected {expected} and {dtype}. Build chains with Proposal.chain()."
+                )
+        if (self.q is None) != (self.law is Law.GIVEN) or (self.q is None) != (self.q_index is None):
+            raise DrafterError(
+                f"a proposal of law {self.law.name} came with q={'given' if self.q is not None else None} and "
+                f"q_index={'given' if self.q_index is not None else None}: sampled tokens need q and q_index, "
+                "tokens that were not sampled must have neither."
+            )
+        if self.q is not None and (self.q.dim() != 3 or self.q.shape[0] != batch_size):
+            raise DrafterError(f"Proposal.q has shape {tuple(self.q.shape)}; expected [{batch_size}, M, V].")
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What verification decided. All on the target's device."""
+
+    path: Tensor  # [B, D] int64, accepted nodes from the root down, -1 padded
+    num_accepted: Tensor  # [B] int64
+    next_token: Tensor  # [B] int64, the recovered or bonus token; -1 if p was not a distribution
+
+    def tokens(self, proposal: Proposal) -> Tensor:
+        """The committed tokens [B, D + 1]: accepted ones, then next_token; what follows is undefined."""
+        if proposal.num_nodes == 0:
+            return self.next_token[:, None]
+        accepted = proposal.tokens.gather(1, self.path.clamp(min=0))
+        out = torch.cat([accepted, self.next_token[:, None]], dim=1)
+        return out.scatter(1, self.num_accepted[:, None], self.next_token[:, None])

@@ -1,0 +1,116 @@
+"""The two doors of randomness, and the coins behind them.
+
+Verification draws through `bernoulli` and `categorical` only, so that an oracle can take their place
+and enumerate every outcome (tests/lossless/oracle.py). `KeyedCoins` derives each coin from its name
+(seed, request, committed length at the start of the round, purpose, node) by a counter-based hash:
+no generator state, no key drawn twice, the same result whatever else is in the batch.
+
+Absolute position alone would be too short a name: the coins of a rejected tail would be drawn again
+in the next round, and with block verification that biases the output.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Purpose(enum.IntEnum):
+    """What a coin decides. Part of its key."""
+
+    ACCEPT = 1
+    NEXT_TOKEN = 2
+    DRAFT = 3
+
+
+class Coins(Protocol):
+    def bernoulli(self, prob: Tensor) -> Tensor:
+        """prob [B, N] in [0, 1] -> bool [B, N], one coin per node; prob 0 is never True."""
+        ...
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """weights [B, V] >= 0, not normalised -> int64 [B]; -1 where they sum to 0, inf or NaN."""
+        ...
+
+
+# splitmix64's constants as signed 64-bit integers; torch's int64 products wrap as they need to.
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser: a bijection of int64 in which every input bit moves every output bit."""
+    x = (x ^ _logical_shift_right(x, 30)) * _MIX_1
+    x = (x ^ _logical_shift_right(x, 27)) * _MIX_2
+    return x ^ _logical_shift_right(x, 31)
+
+
+def uniform(seed: int, *key: Tensor | int) -> Tensor:
+    """Uniform float64 in [0, 1) for each (broadcast) key.
+
+    Args:
+        seed: any 64-bit integer.
+        key: int64 tensors or integers, broadcast against each other.
+
+    Example:
+        >>> bool(uniform(0, torch.tensor([1, 2])).unique().numel() == 2)
+        True
+    """
+    tensors = [k for k in key if isinstance(k, Tensor)]
+    state = torch.full((), seed, dtype=torch.int64, device=tensors[0].device)
+    for part in key:
+        state = _mix((state + part) * _GOLDEN + _GOLDEN)
+    return _logical_shift_right(state, 11).to(torch.float64) * 2.0**-53
+
+
+def inverse_cdf(weights: Tensor, coin: Tensor) -> Tensor:
+    """Index drawn from weights [B, V] by coin [B] in [0, 1): int64 [B]; -1 where weights are no distribution.
+
+    A token of weight zero is never drawn: the first index whose cumulative weight exceeds a threshold
+    below the total has a weight of its own.
+    """
+    cdf = weights.to(torch.float64).cumsum(-1)
+    total = cdf[:, -1:]
+    threshold = torch.minimum(coin[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cdf, threshold, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
+    usable = (total > 0) & torch.isfinite(total)
+    return torch.where(usable.squeeze(1), index, -1)
+
+
+class KeyedCoins:
+    """The coins of one round.
+
+    Args:
+        seed: 64-bit seed of the call.
+        requests: [B] int64, identity of each row, constant while rows join and leave.
+        lengths: [B] int64, committed tokens at the start of the round.
+    """
+
+    def __init__(self, seed: int, requests: Tensor, lengths: Tensor) -> None:
+        self.seed = seed
+        self.requests = requests
+        self.lengths = lengths
+
+    def _coin(self, purpose: Purpose, node: Tensor | int) -> Tensor:
+        if isinstance(node, Tensor):
+            return uniform(self.seed, self.requests[:, None], self.lengths[:, None], int(purpose), node)
+        return uniform(self.seed, self.requests, self.lengths, int(purpose), node)
+
+    def bernoulli(self, prob: Tensor) -> Tensor:
+        nodes = torch.arange(prob.shape[1], device=prob.device)
+        return self._coin(Purpose.ACCEPT, nodes) < prob  # strict: a coin of 0 must reject prob 0
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        return inverse_cdf(weights, self._coin(Purpose.NEXT_TOKEN, 0))
+
+    def draft(self, weights: Tensor, node: int) -> Tensor:
+        """Samples draft node `node` from weights [B, V]: independent of every verification coin."""
+        return inverse_cdf(weights, self._coin(Purpose.DRAFT, node))

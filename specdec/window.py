@@ -1,0 +1,121 @@
+"""What one forward sees: tokens, positions, slots and the attention mask. Pure functions of tensors.
+
+The window of a row is its committed tokens that the cache does not cover yet ("pending"), then its
+proposal. Prefill (everything pending), plain decoding (one pending token), a draft's catch-up and tree
+verification are all this one case. Rows are aligned at the left and padded at the right; padding writes
+to free slots that later windows overwrite, and no valid token ever attends to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.types import Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Inputs of one forward over W tokens a row."""
+
+    tokens: Tensor  # [B, W] int64
+    positions: Tensor  # [B, W] int64
+    slots: Tensor  # [B, W] int64, where the cache puts each token
+    num_pending: Tensor  # [B] int64, the proposal starts after these
+    mask: Tensor | None  # [B, W, extent] bool, True = may attend; None = causal, nothing hidden
+
+
+def build_window(
+    committed: Tensor,
+    lengths: Tensor,
+    seen: Tensor,
+    proposal: Proposal,
+    width: int,
+    extent: int | None,
+) -> Window:
+    """Lays out the window of every row.
+
+    Args:
+        committed: [B, C] int64, tokens, right-padded; row b is valid up to lengths[b].
+        lengths: [B] int64, committed tokens.
+        seen: [B] int64, how many of them the cache covers.
+        proposal: what to verify behind the pending tokens.
+        width: W, at least max(lengths - seen) + proposal.num_nodes; more is padding.
+        extent: slots that attention covers, at least max(seen) + width. None leaves the mask out, which
+            is right where all rows see the same number of slots and the window is one token wide, or
+            nothing is seen yet and the proposal is empty.
+    """
+    index = torch.arange(width, device=committed.device)
+    num_pending = lengths - seen  # [B]
+    slots = seen[:, None] + index  # [B, W]
+    tokens = committed.gather(1, slots.clamp(max=committed.shape[1] - 1))
+    is_pending = index < num_pending[:, None]
+    last = lengths[:, None] - 1
+    if proposal.num_nodes == 0:
+        tokens, positions = torch.where(is_pending, tokens, 0), torch.minimum(slots, last)
+        ancestors = None
+    else:
+        node = index - num_pending[:, None]  # [B, W], < 0 where pending
+        node_index = node.clamp(0, proposal.num_nodes - 1)
+        is_node = (node >= 0) & (node < proposal.num_nodes) & proposal.valid.gather(1, node_index)
+        drafted = proposal.tokens.gather(1, node_index)
+        tokens = torch.where(is_pending, tokens, torch.where(is_node, drafted, 0))
+        ancestors = None if proposal.is_chain else ancestor_matrix(proposal)
+        node_depth = node_index + 1 if ancestors is None else ancestors.sum(-1).gather(1, node_index)
+        # Padding takes the position of the last committed token: always within the model's range.
+        positions = torch.where(is_node, last + node_depth, torch.minimum(slots, last))
+    mask = None
+    if extent is not None:
+        mask = _mask(slots, seen, num_pending, ancestors, extent)
+    return Window(tokens, positions, slots, num_pending, mask)
+
+
+def ancestor_matrix(proposal: Proposal) -> Tensor:
+    """[B, N, N] bool: does node i descend from node j, or is it j."""
+    batch_size, num_nodes = proposal.tokens.shape
+    eye = torch.eye(num_nodes, dtype=torch.bool, device=proposal.tokens.device)
+    nodes = torch.arange(num_nodes, device=proposal.tokens.device)
+    reach = eye | (proposal.parents[:, :, None] == nodes)  # [B, N, N]
+    hops = 1
+    while hops < proposal.depth:  # squaring doubles the number of generations covered
+        as_float = reach.to(torch.float32)
+        reach = (as_float @ as_float) > 0
+        hops *= 2
+    return reach.expand(batch_size, num_nodes, num_nodes)
+
+
+def _mask(slots: Tensor, seen: Tensor, num_pending: Tensor, ancestors: Tensor | None, extent: int) -> Tensor:
+    """[B, W, extent] bool. A chain sees every slot up to its own; a tree node its ancestors' slots only."""
+    key = torch.arange(extent, device=slots.device)
+    causal = key <= slots[:, :, None]
+    if ancestors is None:
+        return causal
+    num_nodes = ancestors.shape[1]
+    first = (seen + num_pending)[:, None]  # [B, 1], slot of node 0
+    node = slots - first  # [B, W]
+    key_node = key - first  # [B, extent]
+    rows = node.clamp(0, num_nodes - 1)[:, :, None].expand(-1, -1, num_nodes)
+    columns = key_node.clamp(0, num_nodes - 1)[:, None, :].expand(-1, slots.shape[1], -1)
+    related = ancestors.gather(1, rows).gather(2, columns)
+    in_tree = (key_node >= 0)[:, None, :]
+    is_self = key == slots[:, :, None]
+    is_node = ((node >= 0) & (node < num_nodes))[:, :, None]
+    return torch.where(in_tree & is_node, (related & causal) | is_self, causal)
+
+
+def to_additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, W, K] bool -> [B, 1, W, K] float mask, as both eager and sdpa attention take it."""
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    return torch.where(mask, zero, hidden)[:, None]
+
+
+def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> tuple[int, int, bool]:
+    """(width, extent, needs_mask) of the tightest window, from lengths known on the host."""
+    width = max(n - s for n, s in zip(lengths, seen, strict=True)) + proposal.num_nodes
+    level = min(seen) == max(seen)
+    unmasked = level and (width == 1 or (seen[0] == 0 and proposal.is_chain))
+    return width, max(seen) + width, not unmasked
