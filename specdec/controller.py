@@ -103,7 +103,7 @@ class AutoLength:
                 weight = self._DECAY
                 self._tried[d] = self._tried[d] * weight + reached / len(drafted)
                 self._accepted[d] = self._accepted[d] * weight + passed / len(drafted)
-        if self._best() > 0 and passed_any(accepted):
+        if self._best() > 0 and any(accepted):
             self._pause = 8
 
     def _best(self) -> int:
@@ -124,7 +124,7 @@ class AutoLength:
     def _step_cost(self, width: int) -> float:
         """Seconds of a step over `width` tokens: measured, or from the nearest widths that were."""
         known = sorted(w for w, times in self._step.items() if times)
-        if width in self._step and self._step[width]:
+        if self._step.get(width):
             return median(self._step[width])
         below = [w for w in known if w < width]
         above = [w for w in known if w > width]
@@ -140,7 +140,3 @@ class AutoLength:
             if self._tried[d] > 1:
                 self._accepted[d] /= self._tried[d]
                 self._tried[d] = 1.0
-
-
-def passed_any(accepted: Sequence[int]) -> bool:
-    return any(a > 0 for a in accepted)

@@ -16,11 +16,12 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, Controller, FixedLength
-from specdec.drafters import Drafter, ModelDrafter
+from specdec.drafters import Drafter, DraftSession, ModelDrafter
 from specdec.errors import InputError, OptionError, UnsupportedOptionError
 from specdec.loop import Committed, Decoding, Limits, Rule
 from specdec.sampling import Sampler
@@ -81,11 +82,10 @@ class SpeculativeDecoder:
         num_draft_tokens: NumDraftTokens = "auto",
         rule: Rule = "rejection",
     ) -> None:
-        is_count = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool)
-        if num_draft_tokens != "auto" and not (is_count and 1 <= cast(int, num_draft_tokens) <= MAX_DRAFT_TOKENS):
+        if num_draft_tokens != "auto" and num_draft_tokens not in range(1, MAX_DRAFT_TOKENS + 1):
             raise OptionError(
-                f"num_draft_tokens must be an integer from 1 to {MAX_DRAFT_TOKENS} or 'auto', got {num_draft_tokens!r}. "
-                "To decode without drafts, leave out the drafter."
+                f"num_draft_tokens must be an integer from 1 to {MAX_DRAFT_TOKENS} or 'auto', got "
+                f"{num_draft_tokens!r}. To decode without drafts, leave out the drafter."
             )
         if rule not in ("rejection", "block"):
             raise OptionError(f"rule must be 'rejection' or 'block', got {rule!r}.")
@@ -96,8 +96,7 @@ class SpeculativeDecoder:
                 f"drafter must be a specdec.Drafter or a transformers model, got {type(drafter).__name__}. "
                 "Instantiate the class, or load the model first."
             )
-        self.drafter: Drafter = drafter or Drafter()
-        self.drafts = drafter is not None
+        self.drafter: Drafter | None = drafter
         self.num_draft_tokens: NumDraftTokens = num_draft_tokens
         self.rule: Rule = rule
 
@@ -112,7 +111,8 @@ class SpeculativeDecoder:
     ) -> Tensor | SpeculativeOutput:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
         runner = _check_call(target, inputs, kwargs)
-        self.drafter.check(target)
+        if self.drafter is not None:
+            self.drafter.check(target)
 
         def decode(
             model: PreTrainedModel,
@@ -131,7 +131,7 @@ class SpeculativeDecoder:
             decoding = Decoding(
                 runner,
                 state,
-                _no_drafts() if not self.drafts else self.drafter.start(state),
+                self.drafter.start(state) if self.drafter is not None else DraftSession(),
                 self._controller(),
                 limits,
                 self.rule,
@@ -142,18 +142,18 @@ class SpeculativeDecoder:
             sequences = _sequences(input_ids, new, pad if isinstance(pad, int) else 0)
             if not generation_config.return_dict_in_generate:
                 return sequences
-            return SpeculativeOutput(sequences=sequences, speculation=decoding.stats)
+            return SpeculativeOutput(sequences=cast(torch.LongTensor, sequences), speculation=decoding.stats)
 
-        with _global_rng_restored_on_error(target):
-            output = target.generate(inputs, custom_generate=decode, **kwargs)
-        return cast("Tensor | SpeculativeOutput", output)
+        with _global_rng_restored_on_error():
+            output = cast(Any, target).generate(inputs, custom_generate=decode, **kwargs)
+        return cast(Tensor | SpeculativeOutput, output)
 
     def _controller(self) -> Controller:
-        if not self.drafts:
+        if self.drafter is None:
             return FixedLength(0)
         if self.num_draft_tokens == "auto":
             return AutoLength()
-        return FixedLength(cast(int, self.num_draft_tokens))
+        return FixedLength(self.num_draft_tokens)
 
 
 def generate(
@@ -200,17 +200,13 @@ def generate(
     return decoder.generate(target, inputs, generator=generator, on_commit=on_commit, **kwargs)
 
 
-def _no_drafts() -> Any:
-    from specdec.drafters import DraftSession
-
-    return DraftSession()
-
-
 def _check_call(target: PreTrainedModel, inputs: Tensor | None, kwargs: dict[str, Any]) -> ModelRunner:
     """Everything that can be refused before transformers prepares the call."""
-    if not isinstance(target, PreTrainedModel):
-        raise OptionError(f"target must be a transformers model, got {type(target).__name__}.")
-    known = set(inspect.signature(target.generate).parameters) - {"self", "kwargs", "custom_generate"}
+    if not isinstance(target, PreTrainedModel) or not target.can_generate():
+        raise OptionError(
+            f"target must be a transformers model with a language modelling head, got {type(target).__name__}."
+        )
+    known = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs", "custom_generate"}
     forward = set(inspect.signature(target.forward).parameters)
     fields = set(vars(GenerationConfig()))
     for name, value in kwargs.items():
@@ -326,7 +322,7 @@ def _sequences(input_ids: Tensor, new: list[list[int]], pad: int) -> Tensor:
 
 
 @contextmanager
-def _global_rng_restored_on_error(target: PreTrainedModel) -> Iterator[None]:
+def _global_rng_restored_on_error() -> Iterator[None]:
     """A failed call leaves torch's global generator where it was."""
     before = torch.get_rng_state()
     try:

@@ -109,13 +109,11 @@ class Decoding:
         proposal.check(state.batch_size)
         if proposal.depth > max(limit):
             raise DrafterError(
-                f"{type(self.session).__name__} proposed depth {proposal.depth} where at most {max(limit)} was asked for."
+                f"{type(self.session).__name__} proposed depth {proposal.depth}; at most {max(limit)} was asked for."
             )
         return proposal
 
-    def _step(
-        self, cache: RollbackCache, seen: list[int], proposal: Proposal, outputs: list[list[int]]
-    ) -> list[int]:
+    def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, outputs: list[list[int]]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
         state, stats = self.state, self.stats
         lengths = state.host_lengths
@@ -216,7 +214,7 @@ class Decoding:
 
 
 def _clamped(proposal: Proposal, vocab_size: int) -> Proposal:
-    """The proposal with every id inside the embedding: a bad one is reported after the forward, not by a crash in it."""
+    """The proposal with every id inside the embedding: a bad one is reported afterwards, not by a crash in a kernel."""
     if proposal.num_nodes == 0:
         return proposal
     return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1))

@@ -67,8 +67,7 @@ class SpeculationStats:
 
     def __str__(self) -> str:
         by_depth = " ".join(
-            f"{a / d:.2f}" if d else "-"
-            for a, d in zip(self.accepted_per_depth, self.drafted_per_depth, strict=True)
+            f"{a / d:.2f}" if d else "-" for a, d in zip(self.accepted_per_depth, self.drafted_per_depth, strict=True)
         )
         syncs = self.host_syncs / (self.rounds + 1)
         rows = [

@@ -38,7 +38,7 @@ class ModelRunner:
         self.vocab_size: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self._keeps_logits = "logits_to_keep" in parameters
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = input_device(model)
         self.dtype: torch.dtype = model.dtype
 
     def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
@@ -64,6 +64,11 @@ class ModelRunner:
         )
         logits: Tensor = output.logits
         return logits[:, -keep:]
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model takes its token ids; not model.device when layers are spread over several."""
+    return next(model.get_input_embeddings().parameters()).device
 
 
 def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> None:

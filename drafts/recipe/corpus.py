@@ -23,8 +23,28 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 # Modules (and their tests) that no training run may see: prompts and held-out losses come from them.
 HELD_OUT = frozenset(
-    "heapq textwrap statistics shlex bisect fractions graphlib csv calendar difflib "
-    "zipapp sched queue colorsys string netrc glob fnmatch tabnanny trace".split()
+    [
+        "heapq",
+        "textwrap",
+        "statistics",
+        "shlex",
+        "bisect",
+        "fractions",
+        "graphlib",
+        "csv",
+        "calendar",
+        "difflib",
+        "zipapp",
+        "sched",
+        "queue",
+        "colorsys",
+        "string",
+        "netrc",
+        "glob",
+        "fnmatch",
+        "tabnanny",
+        "trace",
+    ]
 )
 VOCAB_SIZE = 4096
 

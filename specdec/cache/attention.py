@@ -42,6 +42,7 @@ class FullAttentionLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch_size, extent = key_states.shape[0], self._owner.extent
+        assert self.keys is not None and self.values is not None
         views = []
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             index = self._owner.flat_slots(states.shape[1])
@@ -51,6 +52,7 @@ class FullAttentionLayer(CacheLayerMixin):
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         """Copies slots source -> destination, both [B, K] int64."""
+        assert self.keys is not None and self.values is not None
         for buffer in (self.keys, self.values):
             flat = buffer.view(-1, buffer.shape[-1])
             heads = buffer.shape[1]
@@ -103,7 +105,8 @@ class RollbackCache(Cache):
     """
 
     def __init__(self, num_layers: int, batch_size: int, device: torch.device, capacity: int = _GRANULE) -> None:
-        super().__init__(layers=[FullAttentionLayer(self) for _ in range(num_layers)])
+        self._attention = [FullAttentionLayer(self) for _ in range(num_layers)]
+        super().__init__(layers=list(self._attention))
         self.batch_capacity = batch_size
         self.capacity = _round_up(capacity)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -123,9 +126,9 @@ class RollbackCache(Cache):
         """Bytes held by keys and values."""
         return sum(
             buffer.numel() * buffer.element_size()
-            for layer in self.layers
-            if layer.is_initialized
+            for layer in self._attention
             for buffer in (layer.keys, layer.values)
+            if buffer is not None
         )
 
     def begin(self, slots: Tensor, extent: int) -> None:
@@ -156,14 +159,14 @@ class RollbackCache(Cache):
             source = self._slots.gather(1, keep.clamp(min=0))
             # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
             source = torch.where(keep >= 0, source, destination)
-            for layer in self.layers:
+            for layer in self._attention:
                 if layer.is_initialized:
                     layer.move(source, destination)
         self.lengths.add_(num_kept)
 
     def select_rows(self, rows: Tensor) -> None:
         """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
-        for layer in self.layers:
+        for layer in self._attention:
             if layer.is_initialized:
                 layer.select_rows(rows, self.extent)
         self.batch_capacity = max(self.batch_capacity, len(rows))
@@ -183,7 +186,7 @@ class RollbackCache(Cache):
 
     def _grow(self, extent: int) -> None:
         capacity = _round_up(extent)
-        for layer in self.layers:
+        for layer in self._attention:
             if layer.is_initialized:
                 layer.grow(capacity, self.extent)
         self.capacity = capacity

@@ -55,7 +55,7 @@ class DraftSession:
         raise NotImplementedError
 
     def observe(self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int]) -> None:
-        """What became of the last proposal, before `state` grows. num_accepted is acceptance.num_accepted on the host."""
+        """What became of the last proposal, before `state` grows; num_accepted is the acceptance's, on the host."""
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """The given rows stay, in that order; index is the same as a device tensor."""

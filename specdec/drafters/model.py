@@ -14,7 +14,7 @@ from specdec.drafters.base import Drafter, DraftSession
 from specdec.errors import DraftMismatchError
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
-from specdec.target import ModelRunner
+from specdec.target import ModelRunner, input_device
 from specdec.types import Acceptance, Proposal
 from specdec.window import Window, build_window, plan
 
@@ -52,8 +52,7 @@ class ModelSession(DraftSession):
         for step in range(depth):
             if step:
                 logits = self._feed(state, tokens[-1], lengths, step)
-            drafted = Proposal.chain(torch.stack(tokens, 1)) if tokens else Proposal.empty(state.batch_size, state.device)
-            tokens.append(self._choose(state, logits, drafted, q))
+            tokens.append(self._choose(state, logits, tokens, q))
         steps = torch.arange(depth, device=state.device)
         # Rows near their length limit use a part of the chain; which part does not depend on the tokens.
         valid = steps < torch.tensor(limit, device=state.device)[:, None] if min(limit) < depth else None
@@ -102,16 +101,17 @@ class ModelSession(DraftSession):
         # A draft padded to more tokens than the target has must not propose the padding.
         return self._runner.forward(window, self._cache, extent, keep)[..., : state.vocab_size]
 
-    def _choose(self, state: DecodeState, logits: Tensor, drafted: Proposal, q: list[Tensor]) -> Tensor:
-        """The next token [B] after the drafted chain; appends its distribution to q when sampling."""
-        prefixes = state.prefixes(drafted)
+    def _choose(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor:
+        """The next token [B] after the drafted ones; appends its distribution to q when sampling."""
+        chain = Proposal.chain(torch.stack(drafted, 1)) if drafted else Proposal.empty(state.batch_size, state.device)
+        prefixes = state.prefixes(chain)
         leaf = None if prefixes is None else Prefixes([paths[-1:] for paths in prefixes.paths], prefixes.requests)
         if not state.sampler.do_sample:
             return state.sampler.scores(logits[:, None], leaf)[:, 0].argmax(-1)
         probs = state.sampler.probs(logits[:, None], leaf)[:, 0]
         q.append(probs)
         # -1 (a broken draft) is caught by the loop's range check.
-        return state.coins().draft(probs, drafted.num_nodes)
+        return state.coins().draft(probs, node=len(drafted))
 
 
 class ModelDrafter(Drafter):
@@ -151,7 +151,7 @@ class ModelDrafter(Drafter):
         """Raises DraftMismatchError unless vocabulary sizes and devices fit."""
         target_size = target.config.get_text_config(decoder=True).vocab_size
         size = self._runner.vocab_size
-        device = target.get_input_embeddings().weight.device
+        device = input_device(target)
         if self._runner.device != device:
             raise DraftMismatchError(
                 f"the draft is on {self._runner.device}, the target takes its input on {device}: "
