@@ -1,0 +1,1 @@
+"""Benchmarks: what specdec gains over transformers, and where its own time goes. See README.md."""

@@ -1,0 +1,122 @@
+"""The ways to generate that are compared: transformers' own, and ours. All take one batch of prompts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import specdec
+from bench.harness import Outcome
+
+Batch = dict[str, Tensor]
+Side = Callable[[Batch], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What one call generated, and with how many forwards of the target."""
+
+    rows: list[list[int]]  # new tokens up to EOS
+    target_forwards: int
+    stats: specdec.SpeculationStats | None
+
+
+@cache
+def pair(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """The bundled pair, loaded once a dtype."""
+    return specdec.bundled_pair(dtype)
+
+
+class Sides:
+    """Builds sides for one pair and one way to sample.
+
+    Args:
+        dtype: of both models.
+        temperature: 0 means greedy.
+        new_tokens: at most so many a prompt.
+        draft_tokens: the number k for every side that has a fixed one.
+    """
+
+    def __init__(self, dtype: torch.dtype, temperature: float, new_tokens: int, draft_tokens: int) -> None:
+        self.target, draft, self.tokenizer = pair(dtype)
+        self.tokenizer.padding_side = "left"
+        self.draft_tokens = draft_tokens
+        self.kwargs: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": temperature > 0}
+        if temperature > 0:
+            self.kwargs |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        self.drafter = specdec.ModelDrafter(draft, tokenizer=self.tokenizer, draft_tokenizer=self.tokenizer)
+        # transformers reads these from the draft's generation_config; a copy keeps the draft as it is.
+        self.assistant = copy.deepcopy(draft)
+        config = self.assistant.generation_config
+        config.num_assistant_tokens = draft_tokens
+        config.num_assistant_tokens_schedule = "constant"
+        config.assistant_confidence_threshold = 0.0
+        self._forwards = 0
+        self._seed = 0
+
+    def __enter__(self) -> Sides:
+        # One counter for all sides; transformers reports no acceptance of its own.
+        self._hook = self.target.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hook.remove()
+
+    def plain(self) -> Side:
+        """`target.generate()`."""
+        return lambda batch: self._call(self.target.generate, batch)
+
+    def assisted(self) -> Side:
+        """transformers' assisted generation with the same draft and the same k; batch 1 only."""
+        return lambda batch: self._call(self.target.generate, batch, assistant_model=self.assistant)
+
+    def prompt_lookup(self) -> Side:
+        """transformers' prompt lookup with the same k; batch 1 only."""
+        return lambda batch: self._call(self.target.generate, batch, prompt_lookup_num_tokens=self.draft_tokens)
+
+    def model(self, auto: bool) -> Side:
+        """Ours with the draft model."""
+        return self._specdec(self.drafter, auto)
+
+    def ngram(self, auto: bool) -> Side:
+        """Ours without a draft model."""
+        return self._specdec(specdec.NgramDrafter(), auto)
+
+    def batches(self, prompts: Sequence[str], size: int) -> list[Batch]:
+        """Prompts in batches of `size`, left-padded; the last one is filled up from the first prompts."""
+        filled = [*prompts, *prompts[: -len(prompts) % size]]
+        texts = [filled[i : i + size] for i in range(0, len(filled), size)]
+        encoded = [self.tokenizer(t, return_tensors="pt", padding=size > 1) for t in texts]
+        return [{"input_ids": e["input_ids"], "attention_mask": e["attention_mask"]} for e in encoded]
+
+    def _specdec(self, drafter: specdec.Drafter, auto: bool) -> Side:
+        decoder = specdec.SpeculativeDecoder(drafter, "auto" if auto else self.draft_tokens)
+
+        def generate(**kwargs: Any) -> Any:
+            return decoder.generate(self.target, return_dict_in_generate=True, **kwargs)
+
+        return lambda batch: self._call(generate, batch)
+
+    def _call(self, generate: Callable[..., Any], batch: Batch, **kwargs: Any) -> Outcome:
+        self._forwards = 0
+        torch.manual_seed(self._seed)
+        self._seed += 1
+        output = generate(**batch, **self.kwargs, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        rows = [self._until_eos(row) for row in sequences[:, batch["input_ids"].shape[1] :].tolist()]
+        stats = getattr(output, "speculation", None)
+        return Outcome(sum(map(len, rows)), Generated(rows, self._forwards, stats))
+
+    def _until_eos(self, row: list[int]) -> list[int]:
+        eos = self.target.generation_config.eos_token_id
+        return row[: row.index(eos) + 1] if eos in row else row
+
+    def _count(self, *args: object) -> None:
+        self._forwards += 1

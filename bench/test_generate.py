@@ -1,0 +1,124 @@
+"""specdec against transformers, end to end. Reports; never fails for being slow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import specdec
+from bench.conftest import Settings
+from bench.harness import Comparison
+from bench.sides import Batch, Generated, Sides
+
+pytestmark = pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "t0.8"])
+# The drop-in default is what pytest-benchmark's own columns show.
+MAIN = "model auto"
+GOAL_OVER_ASSISTED, GOAL_OVER_PLAIN, GOAL_OVER_PLAIN_BATCHED = 1.3, 1.5, 1.2
+
+
+def test_one_prompt_at_a_time(benchmark: Any, settings: Settings, dtype: torch.dtype, temperature: float) -> None:
+    with Sides(dtype, temperature, settings.new_tokens, settings.draft_tokens) as sides:
+        k = f"k={settings.draft_tokens}"
+        ours = {
+            f"model {k}": sides.model(auto=False),
+            MAIN: sides.model(auto=True),
+            f"n-gram {k}": sides.ngram(auto=False),
+            "n-gram auto": sides.ngram(auto=True),
+        }
+        peers = {"plain": sides.plain(), f"assisted {k}": sides.assisted(), f"prompt lookup {k}": sides.prompt_lookup()}
+        comparison = Comparison(peers | ours, sides.batches(_prompts(settings), 1))
+        comparison.measure(benchmark, MAIN, settings.rounds)
+    _describe(benchmark, comparison, settings, dtype, temperature, batch_size=1)
+    _ratio(benchmark, comparison, f"model {k}", f"assisted {k}", goal=GOAL_OVER_ASSISTED)
+    _ratio(benchmark, comparison, f"n-gram {k}", f"prompt lookup {k}")
+    for side in [s for s in peers if s != "plain"]:
+        _ratio(benchmark, comparison, side, "plain")
+    _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN)
+
+
+def test_batch_of_four(benchmark: Any, settings: Settings, dtype: torch.dtype, temperature: float) -> None:
+    """Left-padded rows of different lengths, which transformers' assisted generation refuses."""
+    with Sides(dtype, temperature, settings.new_tokens, settings.draft_tokens) as sides:
+        ours = {
+            f"model k={settings.draft_tokens}": sides.model(auto=False),
+            MAIN: sides.model(auto=True),
+            "n-gram auto": sides.ngram(auto=True),
+        }
+        comparison = Comparison({"plain": sides.plain()} | ours, sides.batches(_prompts(settings, at_least=4), 4))
+        comparison.measure(benchmark, MAIN, settings.rounds)
+    _describe(benchmark, comparison, settings, dtype, temperature, batch_size=4)
+    _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN_BATCHED)
+
+
+def _prompts(settings: Settings, at_least: int = 1) -> list[str]:
+    prompts = [p["prompt"] for p in specdec.bundled_prompts()]
+    return prompts[: max(settings.prompts, at_least)] if settings.prompts else prompts
+
+
+def _describe(
+    benchmark: Any,
+    comparison: Comparison[Batch],
+    settings: Settings,
+    dtype: torch.dtype,
+    temperature: float,
+    batch_size: int,
+) -> None:
+    """Puts the circumstances and each side's own numbers into the benchmark's record."""
+    benchmark.group = f"generate, batch {batch_size}"
+    benchmark.extra_info |= settings.info() | {
+        "kind": "generate",
+        "dtype": str(dtype).removeprefix("torch."),
+        "temperature": temperature,
+        "batch": batch_size,
+        "prompts": len(comparison.items) * batch_size,
+        "sides": {side: _summary(comparison, side, greedy=temperature == 0) for side in comparison.sides},
+        "ratios": [],
+    }
+
+
+def _summary(comparison: Comparison[Batch], side: str, greedy: bool) -> dict[str, Any]:
+    calls: list[Generated] = comparison.details(side)
+    tokens = sum(len(row) for call in calls for row in call.rows)
+    summary: dict[str, Any] = {
+        "tokens_per_second": comparison.rate(side),
+        "tokens": tokens,
+        "target_forwards": sum(call.target_forwards for call in calls),
+    }
+    if greedy:  # rounding may tip a tie between two tokens, in bfloat16 above all
+        plain: list[Generated] = comparison.details("plain")
+        summary["rows_equal_to_plain"] = [
+            sum(a == b for x, y in zip(calls, plain, strict=True) for a, b in zip(x.rows, y.rows, strict=True)),
+            sum(len(call.rows) for call in calls),
+        ]
+    stats = [call.stats for call in calls if call.stats is not None]
+    if stats:
+        total = specdec.SpeculationStats(
+            row_rounds=sum(s.row_rounds for s in stats),
+            drafted=sum(s.drafted for s in stats),
+            accepted=sum(s.accepted for s in stats),
+        )
+        summary["acceptance_rate"], summary["acceptance_length"] = total.acceptance_rate, total.acceptance_length
+    return summary
+
+
+def _ratio(
+    benchmark: Any, comparison: Comparison[Batch], side: str, over: str, goal: float | None = None, note: str = ""
+) -> None:
+    ratio = comparison.ratio(side, over)
+    benchmark.extra_info["ratios"].append(
+        {"side": side, "over": over, "ratio": ratio.median, "low": ratio.low, "high": ratio.high}
+        | ({"goal": goal} if goal else {})
+        | ({"note": note} if note else {})
+    )
+
+
+def _against_plain(benchmark: Any, comparison: Comparison[Batch], ours: list[str], goal: float) -> None:
+    """All of ours against plain decoding; the goal is the best one's."""
+    best = max(ours, key=lambda side: comparison.ratio(side, "plain").median)
+    for side in ours:
+        if side == best:
+            _ratio(benchmark, comparison, side, "plain", goal, note="best")
+        else:
+            _ratio(benchmark, comparison, side, "plain")
