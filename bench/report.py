@@ -83,7 +83,9 @@ def _cache(infos: Iterable[Info]) -> str:
     rows = []
     for info in infos:
         for side, times in info["milliseconds_per_step"].items():
-            rows.append([info["dtype"], info["commit"], side, *(f"{t:.3f}" for t in times), f"{info['growth'][side]:.2f}"])
+            rows.append(
+                [info["dtype"], info["commit"], side, *(f"{t:.3f}" for t in times), f"{info['growth'][side]:.2f}"]
+            )
         rows.append([info["dtype"], info["commit"], "speed-up", *(f"{r:.2f}" for r in info["ratios"]), ""])
     columns = "|".join(f"{c} tokens, ms" for c in contexts)
     return _table(f"dtype|commit|cache|{columns}|longest / shortest", rows)

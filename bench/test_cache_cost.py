@@ -60,8 +60,8 @@ def test_step_without_the_model(benchmark: Any, settings: Settings, dtype: torch
     width = 9 if commit == "tree" else 5
     cases = [_case(context, width, dtype, path) for context in CONTEXTS]
     comparison = Comparison({"dynamic": Case.dynamic_steps, "rollback": Case.rollback_steps}, cases)
+    benchmark.group = f"cache, {STEPS} steps"
     comparison.measure(benchmark, "rollback", rounds=max(settings.rounds, 5) if settings.rounds > 1 else 1)
-    benchmark.group = "cache, one step"
     benchmark.extra_info |= settings.info() | {
         "kind": "cache",
         "dtype": str(dtype).removeprefix("torch."),

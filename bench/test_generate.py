@@ -29,6 +29,7 @@ def test_one_prompt_at_a_time(benchmark: Any, settings: Settings, dtype: torch.d
         }
         peers = {"plain": sides.plain(), f"assisted {k}": sides.assisted(), f"prompt lookup {k}": sides.prompt_lookup()}
         comparison = Comparison(peers | ours, sides.batches(_prompts(settings), 1))
+        benchmark.group = "generate, batch 1: seconds a prompt"
         comparison.measure(benchmark, MAIN, settings.rounds)
     _describe(benchmark, comparison, settings, dtype, temperature, batch_size=1)
     _ratio(benchmark, comparison, f"model {k}", f"assisted {k}", goal=GOAL_OVER_ASSISTED)
@@ -47,6 +48,7 @@ def test_batch_of_four(benchmark: Any, settings: Settings, dtype: torch.dtype, t
             "n-gram auto": sides.ngram(auto=True),
         }
         comparison = Comparison({"plain": sides.plain()} | ours, sides.batches(_prompts(settings, at_least=4), 4))
+        benchmark.group = "generate, batch 4: seconds a batch"
         comparison.measure(benchmark, MAIN, settings.rounds)
     _describe(benchmark, comparison, settings, dtype, temperature, batch_size=4)
     _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN_BATCHED)
@@ -66,7 +68,6 @@ def _describe(
     batch_size: int,
 ) -> None:
     """Puts the circumstances and each side's own numbers into the benchmark's record."""
-    benchmark.group = f"generate, batch {batch_size}"
     benchmark.extra_info |= settings.info() | {
         "kind": "generate",
         "dtype": str(dtype).removeprefix("torch."),

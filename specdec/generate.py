@@ -37,7 +37,7 @@ _HONOURED = frozenset(
     "epsilon_cutoff eta_cutoff repetition_penalty no_repeat_ngram_size bad_words_ids renormalize_logits "
     "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
     "begin_suppress_tokens sequence_bias bos_token_id eos_token_id pad_token_id return_dict_in_generate "
-    "num_return_sequences use_cache".split()
+    "num_return_sequences".split()
 )
 # Fields that say nothing about the output: bookkeeping, and settings of modes that are refused or not entered.
 _IRRELEVANT = frozenset(
@@ -46,8 +46,8 @@ _IRRELEVANT = frozenset(
     "target_lookbehind max_matching_ngram_size is_assistant compile_config disable_compile decoder_start_token_id "
     "encoder_no_repeat_ngram_size encoder_repetition_penalty generation_kwargs max_cache_len cache_config".split()
 )
-# Values under which a field that is not honoured does nothing.
-_NEUTRAL: tuple[Any, ...] = (None, False, 1, 1.0, 0)
+# Values, besides None and False, under which a field that is not honoured does nothing.
+_NEUTRAL: dict[str, Any] = {"num_beams": 1, "guidance_scale": 1, "use_cache": True}
 
 
 @dataclass
@@ -210,7 +210,7 @@ def _check_call(target: PreTrainedModel, inputs: Tensor | None, kwargs: dict[str
     forward = set(inspect.signature(target.forward).parameters)
     fields = set(vars(GenerationConfig()))
     for name, value in kwargs.items():
-        if name in _REFUSED_ARGUMENTS and value not in (None, False):
+        if name in _REFUSED_ARGUMENTS and value is not None and value is not False:
             raise UnsupportedOptionError(f"{name}= is not supported yet: {_REFUSED_ARGUMENTS[name]}")
         if name not in known | forward | fields | set(_REFUSED_ARGUMENTS):
             close = difflib.get_close_matches(name, known | fields | _OWN_ARGUMENTS, n=1)
@@ -278,7 +278,7 @@ def _limits(config: GenerationConfig, criteria: StoppingCriteriaList, input_ids:
     for name, value in vars(config).items():
         if name.startswith("_") or name in _HONOURED | _IRRELEVANT:
             continue
-        if not any(value is n or (type(value) is type(n) and value == n) for n in _NEUTRAL):
+        if value is not None and value != _NEUTRAL.get(name, False):
             raise UnsupportedOptionError(
                 f"generation option {name}={value!r} is not supported yet. Remove it (it may come from the model's "
                 "generation_config), or use model.generate()."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ logger = logging.getLogger("specdec")
 
 # Embedding matrices of one tokenizer are padded to different multiples; more than this is another tokenizer.
 _MAX_PADDING = 1024
+_WARNED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # drafts whose vocabulary was taken on trust: say it once
 
 
 class ModelSession(DraftSession):
@@ -157,7 +159,7 @@ class ModelDrafter(Drafter):
                 f"the draft is on {self._runner.device}, the target takes its input on {device}: "
                 f"move the draft with draft.to({str(device)!r})."
             )
-        if self.model is target or self._compared:
+        if self.model is target or self._compared or self.model in _WARNED:
             return
         if abs(size - target_size) > _MAX_PADDING:
             raise DraftMismatchError(
@@ -170,7 +172,7 @@ class ModelDrafter(Drafter):
             target_size,
             size,
         )
-        self._compared = True  # once a drafter is enough
+        _WARNED.add(self.model)
 
     def start(self, state: DecodeState) -> ModelSession:
         return ModelSession(self._runner, state)

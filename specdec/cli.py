@@ -1,0 +1,245 @@
+"""The command line: `specdec generate` writes with a draft, times it against plain decoding, compares."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from specdec.arbitrate import first_divergence
+from specdec.bundled import bundled_pair, bundled_prompts
+from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
+from specdec.errors import SpecdecError
+from specdec.generate import SpeculativeDecoder, SpeculativeOutput
+from specdec.loop import Committed
+from specdec.stats import SpeculationStats
+
+app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the same output, only sooner.")
+DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DRAFT_HELP = "Draft model, 'ngram' or 'none'; if omitted the bundled draft, with --target ngram."
+_DTYPE_HELP = "bfloat16, float16, float32 or auto: bfloat16 where the device computes in it, else float32."
+
+
+@app.callback()
+def _main() -> None:
+    """Without this, typer would make the only command the whole program."""
+
+
+@dataclass
+class TextStream:
+    """Prints tokens as they are committed, coloured by who wrote them.
+
+    A token may hold a part of a character: text is held back until it decodes.
+    """
+
+    console: Console
+    tokenizer: PreTrainedTokenizerBase
+    tokens: list[int] = field(default_factory=list)
+    printed: int = 0  # characters
+
+    def __call__(self, part: Committed) -> None:
+        for i, token in enumerate(part.tokens):
+            self.tokens.append(token)
+            text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                continue
+            style = DRAFT_STYLE if i < part.num_accepted else TARGET_STYLE
+            self.console.print(Text(text[self.printed :], style=style), end="", soft_wrap=True)
+            self.printed = len(text)
+
+
+@dataclass
+class Loaded:
+    """What a command decodes with."""
+
+    target: PreTrainedModel
+    drafter: Drafter | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+def native_dtype(device: str) -> torch.dtype:
+    """bfloat16, except on CPUs that only emulate it: there verifying five tokens costs three plain steps."""
+    if (
+        torch.device(device).type != "cpu"
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    ):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str) -> Loaded:
+    """The bundled pair by default; `draft` is a path, "ngram" or "none"."""
+    model: Any  # transformers' decorated `to` and `generate` have no usable types
+    if target is None:
+        model, bundled_draft, tokenizer = bundled_pair(dtype)
+        drafter: Drafter | None = ModelDrafter(bundled_draft.to(device), tokenizer=tokenizer, draft_tokenizer=tokenizer)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target)
+        drafter = NgramDrafter()
+    model.to(device)
+    if draft == "none":
+        drafter = None
+    elif draft == "ngram":
+        drafter = NgramDrafter()
+    elif draft is not None:
+        draft_model = AutoModelForCausalLM.from_pretrained(draft, dtype=dtype).eval().to(device)
+        draft_tokenizer = AutoTokenizer.from_pretrained(draft)
+        drafter = ModelDrafter(draft_model, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer)
+    return Loaded(model, drafter, tokenizer)
+
+
+def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | None) -> str:
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("give the prompt as an argument or with --file, not both.")
+    if file is not None:
+        return file.read_text(encoding="utf-8")
+    if prompt == "-":
+        return sys.stdin.read()
+    if prompt is not None:
+        return prompt
+    if target is not None:
+        raise typer.BadParameter("give a prompt: as an argument, with --file, or '-' for standard input.")
+    return bundled_prompts()[0]["prompt"]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' reads standard input.")] = None,
+    file: Annotated[pathlib.Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    target: Annotated[str | None, typer.Option(help="Model directory or hub id; bundled if omitted.")] = None,
+    draft: Annotated[str | None, typer.Option(help=_DRAFT_HELP)] = None,
+    num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="An integer, or 'auto'.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of torch's generator.")] = 0,
+    dtype: Annotated[str, typer.Option(help=_DTYPE_HELP)] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if omitted.")] = None,
+    repeats: Annotated[int, typer.Option(min=0, help="Timed runs of each side; 0 only writes.")] = 3,
+) -> None:  # fmt: skip
+    """Writes with a draft, then measures it against plain decoding in the same run."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    console = Console(highlight=False)
+    if dtype not in ("auto", *_DTYPES):
+        raise typer.BadParameter(f"--dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
+    if num_draft_tokens != "auto" and not num_draft_tokens.isdecimal():
+        raise typer.BadParameter(f"--num-draft-tokens must be an integer or 'auto', got {num_draft_tokens!r}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    try:
+        text = _read_prompt(prompt, file, target)
+        loaded = _load(target, draft, _DTYPES.get(dtype) or native_dtype(device), device)
+        decoder = SpeculativeDecoder(loaded.drafter, "auto" if num_draft_tokens == "auto" else int(num_draft_tokens))
+        inputs = dict(loaded.tokenizer(text, return_tensors="pt").to(device))
+        arguments: dict[str, Any] = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "max_new_tokens": max_new_tokens,
+            "do_sample": temperature > 0,
+        }
+        if temperature > 0:
+            arguments |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+        _run(console, loaded, decoder, arguments, text, repeats)
+    except (SpecdecError, OSError) as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+
+
+def _run(
+    console: Console,
+    loaded: Loaded,
+    decoder: SpeculativeDecoder,
+    arguments: dict[str, Any],
+    text: str,
+    repeats: int,
+) -> None:
+    """Streams one speculative run, then times both sides alternately and compares their outputs."""
+    legend = (("prompt", "dim"), ("accepted draft token", DRAFT_STYLE), ("target's own token", TARGET_STYLE))
+    console.print(*(Text(words, style=style) for words, style in legend), sep=" | ")
+    console.rule(style="dim")
+    console.print(Text(text, style="dim"), end="", soft_wrap=True)
+    decoder.generate(loaded.target, on_commit=TextStream(console, loaded.tokenizer), **arguments)
+    console.print()
+    console.rule(style="dim")
+    if not repeats:
+        return
+    plain_seconds, fast_seconds = [], []
+    plain = fast = None
+    reference_target: Any = loaded.target
+    for _ in range(repeats):  # alternately, so that a noisy machine disturbs both sides
+        begun = time.perf_counter()
+        plain = reference_target.generate(**arguments)
+        plain_seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        fast = decoder.generate(loaded.target, **arguments, return_dict_in_generate=True)
+        fast_seconds.append(time.perf_counter() - begun)
+    assert isinstance(plain, torch.Tensor)
+    assert isinstance(fast, SpeculativeOutput)
+    assert fast.speculation is not None
+    length = arguments["input_ids"].shape[1]
+    new, reference = fast.sequences[0, length:].tolist(), plain[0, length:].tolist()
+    rates = [n / statistics.median(s) for n, s in ((len(reference), plain_seconds), (len(new), fast_seconds))]
+    console.print(_table(rates, fast.speculation))
+    console.print(_verdict(loaded, arguments, new, reference))
+
+
+def _table(rates: list[float], stats: SpeculationStats) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "tokens/s", "ratio", "tokens a forward", "acceptance rate"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("target.generate()", f"{rates[0]:.1f}", "1.00", "1.00", "")
+    table.add_row(
+        "specdec.generate()",
+        f"{rates[1]:.1f}",
+        f"{rates[1] / rates[0]:.2f}",
+        f"{stats.acceptance_length:.2f}",
+        f"{stats.acceptance_rate:.2f}",
+    )
+    return table
+
+
+def _verdict(loaded: Loaded, arguments: dict[str, Any], new: list[int], reference: list[int]) -> Text:
+    """One sentence: are the outputs equal, and if not, why."""
+    if arguments["do_sample"]:
+        return Text("sampled: the two texts differ, their distribution is the same.")
+    if new == reference:
+        return Text(f"outputs are equal: {len(new)} of {len(new)} tokens.", style="green")
+    found = first_divergence(loaded.target, arguments["input_ids"][0].tolist(), new, reference)
+    if found is None:
+        return Text(f"outputs are equal up to the shorter one's end ({len(new)} and {len(reference)} tokens).", "red")
+    dtype = str(loaded.target.dtype).removeprefix("torch.")
+    words = [repr(loaded.tokenizer.decode([t])) for t in (found.token, found.other)]
+    place = f"outputs are equal up to token {found.position + 1} of {len(new)}: {words[0]} here, {words[1]} there."
+    if found.is_near_tie:
+        return Text(
+            f"{place} A near-tie: computed more precisely, their logits are {found.gap:.4f} apart, less than "
+            f"{dtype}'s own error of {found.noise:.4f} on either. Either order is right.",
+            style="yellow",
+        )
+    return Text(
+        f"{place} Their logits are {found.gap:.4f} apart, more than {dtype} rounding ({found.noise:.4f}) explains: "
+        "please report this as a bug.",
+        style="red",
+    )

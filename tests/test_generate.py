@@ -1,0 +1,316 @@
+"""The edge: arguments, outputs, refusals, and what is left behind after an error."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import VOCAB_SIZE, prompts, tiny
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
+from transformers.generation import MaxTimeCriteria
+from transformers.generation.streamers import BaseStreamer
+
+import specdec
+
+TARGET = tiny("llama")
+DRAFT = tiny("llama", noise=0.02)
+INPUTS = prompts(2)
+
+
+class Forwards:
+    """Counts the target's forwards."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def forwards() -> Any:
+    counter = Forwards()
+    handle = TARGET.register_forward_hook(counter)
+    yield counter
+    handle.remove()
+
+
+def test_return_types() -> None:
+    """A tensor, or transformers' output class with statistics, as target.generate() would."""
+    plain = specdec.generate(TARGET, **INPUTS, drafter=DRAFT, max_new_tokens=5)
+    assert isinstance(plain, torch.Tensor)
+    out = specdec.generate(TARGET, **INPUTS, drafter=DRAFT, max_new_tokens=5, return_dict_in_generate=True)
+    assert isinstance(out, type(TARGET.generate(**INPUTS, max_new_tokens=1, return_dict_in_generate=True)))
+    assert torch.equal(out.sequences, plain)
+    assert isinstance(out.speculation, specdec.SpeculationStats)
+
+
+def test_generation_config_object_and_default_length() -> None:
+    """A GenerationConfig works as in transformers, and is not changed."""
+    config = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=0)
+    before = config.to_dict()
+    out = specdec.generate(TARGET, **INPUTS, generation_config=config, drafter=DRAFT)
+    assert torch.equal(out, TARGET.generate(**INPUTS, generation_config=config))
+    assert config.to_dict() == before
+
+
+def test_positional_inputs_without_a_mask() -> None:
+    ids = INPUTS["input_ids"][:1]
+    out = specdec.generate(TARGET, ids, drafter=specdec.NgramDrafter(), max_new_tokens=9)
+    assert torch.equal(out, TARGET.generate(ids, max_new_tokens=9))
+
+
+def test_num_return_sequences() -> None:
+    """Several samples of one prompt are rows of their own, with coins of their own."""
+    out = specdec.generate(
+        TARGET, INPUTS["input_ids"][:1], drafter=DRAFT, do_sample=True, num_return_sequences=3, max_new_tokens=12
+    )
+    assert out.shape[0] == 3
+    assert len({tuple(row.tolist()) for row in out}) == 3
+
+
+def test_decoder_is_reusable() -> None:
+    decoder = specdec.SpeculativeDecoder(DRAFT, num_draft_tokens=3, rule="block")
+    for _ in range(2):
+        out = decoder.generate(TARGET, **INPUTS, max_new_tokens=10)
+        assert torch.equal(out, TARGET.generate(**INPUTS, max_new_tokens=10))
+
+
+def test_on_commit_sees_every_token_in_order() -> None:
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    accepted = 0
+
+    def collect(part: specdec.Committed) -> None:
+        nonlocal accepted
+        seen[part.request] += part.tokens
+        accepted += part.num_accepted
+        assert part.num_accepted <= len(part.tokens)
+
+    out = specdec.generate(
+        TARGET, **INPUTS, drafter=DRAFT, num_draft_tokens=4, max_new_tokens=20, on_commit=collect,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert [seen[0], seen[1]] == out.sequences[:, INPUTS["input_ids"].shape[1] :].tolist()
+    assert accepted <= out.speculation.accepted
+
+
+class CustomProcessor(LogitsProcessor):
+    """Forbids the token before last: a pure function of the prefix."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.scatter(1, input_ids[:, -2:-1], float("-inf"))
+
+
+def test_a_users_own_processor() -> None:
+    arguments = {**INPUTS, "max_new_tokens": 30, "logits_processor": [CustomProcessor()]}
+    out = specdec.generate(TARGET, **arguments, drafter=DRAFT, num_draft_tokens=4)
+    assert torch.equal(out, TARGET.generate(**arguments))
+
+
+BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "misspelled": ({"max_new_token": 5}, specdec.OptionError, "max_new_tokens"),
+    "misspelled own": ({"num_draft_token": 5}, specdec.OptionError, "num_draft_tokens"),
+    "zero drafts": ({"num_draft_tokens": 0}, specdec.OptionError, "from 1 to"),
+    "negative drafts": ({"num_draft_tokens": -2}, specdec.OptionError, "from 1 to"),
+    "fractional drafts": ({"num_draft_tokens": 2.5}, specdec.OptionError, "from 1 to"),
+    "rule": ({"rule": "typical"}, specdec.OptionError, "rejection"),
+    "no drafter": ({"drafter": "model"}, specdec.OptionError, "Drafter"),
+    "id too large": ({"input_ids": torch.tensor([[1, VOCAB_SIZE]])}, specdec.InputError, "vocabulary"),
+    "id negative": ({"input_ids": torch.tensor([[1, -1]])}, specdec.InputError, "vocabulary"),
+    "empty": ({"input_ids": torch.empty(1, 0, dtype=torch.int64)}, specdec.InputError, "empty"),
+    "no rows": ({"input_ids": torch.empty(0, 4, dtype=torch.int64)}, specdec.InputError, "empty"),
+    "text": ({"input_ids": "def f():"}, specdec.InputError, "tokenize"),
+    "1D": ({"input_ids": torch.tensor([1, 2])}, specdec.InputError, "batch"),
+    "right-padded": (
+        {"input_ids": torch.tensor([[1, 2, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])},
+        specdec.InputError,
+        "padding_side='left'",
+    ),
+    "all padding": (
+        {"input_ids": torch.tensor([[0, 0], [1, 2]]), "attention_mask": torch.tensor([[0, 0], [1, 1]])},
+        specdec.InputError,
+        "all padding",
+    ),
+    "mask shape": (
+        {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1]])},
+        specdec.InputError,
+        "shape",
+    ),
+    "too long": ({"max_new_tokens": 250}, specdec.InputError, "256"),
+    "beams": ({"num_beams": 2}, specdec.UnsupportedOptionError, "num_beams"),
+    "scores": ({"output_scores": True}, specdec.UnsupportedOptionError, "output_scores"),
+    "cache": ({"cache_implementation": "static"}, specdec.UnsupportedOptionError, "cache_implementation"),
+    "time": ({"max_time": 1.0}, specdec.UnsupportedOptionError, "max_time"),
+    "stop strings": ({"stop_strings": ["x"]}, specdec.UnsupportedOptionError, "stop_strings"),
+    "streamer": ({"streamer": BaseStreamer()}, specdec.UnsupportedOptionError, "on_commit"),
+    "assistant": ({"assistant_model": DRAFT}, specdec.UnsupportedOptionError, "drafter="),
+    "criteria": (
+        {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(1.0)])},
+        specdec.UnsupportedOptionError,
+        "stopping_criteria",
+    ),
+    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, specdec.UnsupportedOptionError, "prompt_lookup_num_tokens"),
+    "guidance": ({"guidance_scale": 2.0}, specdec.UnsupportedOptionError, "guidance_scale"),
+    "watermark": (
+        {"watermarking_config": {"greenlist_ratio": 0.3}},
+        specdec.UnsupportedOptionError,
+        "watermarking_config",
+    ),
+    "prefix function": (
+        {"prefix_allowed_tokens_fn": lambda *_: [1]},
+        specdec.UnsupportedOptionError,
+        "prefix_allowed_tokens_fn",
+    ),
+    "embeddings": ({"inputs_embeds": torch.zeros(1, 2, 32)}, specdec.UnsupportedOptionError, "inputs_embeds"),
+    "positions": ({"position_ids": torch.tensor([[0, 1]])}, specdec.UnsupportedOptionError, "position_ids"),
+    "target": ({"target": torch.nn.Linear(1, 1)}, specdec.OptionError, "transformers model"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_is_refused_before_any_forward(case: str, forwards: Forwards) -> None:
+    """A clear error of its own type, no forward, nothing changed, and the next call works."""
+    changes, error, words = BAD_CALLS[case]
+    arguments: dict[str, Any] = {"drafter": DRAFT, "max_new_tokens": 5, **INPUTS, **changes}
+    if "input_ids" in changes and "attention_mask" not in changes:
+        del arguments["attention_mask"]
+    target = arguments.pop("target", TARGET)
+    rng = torch.get_rng_state()
+    config, generation_config = copy.deepcopy(TARGET.config), TARGET.generation_config.to_dict()
+    with pytest.raises(error, match=words):
+        specdec.generate(target, **arguments)
+    assert forwards.count == 0
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert json.dumps(TARGET.config.to_dict(), default=str) == json.dumps(config.to_dict(), default=str)
+    assert TARGET.generation_config.to_dict() == generation_config
+    assert specdec.generate(TARGET, **INPUTS, drafter=DRAFT, max_new_tokens=1).shape[1] == 12
+
+
+def test_right_padding_without_a_mask_is_refused() -> None:
+    """transformers infers the mask from pad tokens; a row that ends in padding is caught there as well."""
+    ids = torch.tensor([[5, 6, 7], [5, 6, 0]])
+    with pytest.raises(specdec.InputError, match="left"):
+        specdec.generate(TARGET, ids, drafter=DRAFT, max_new_tokens=3)
+
+
+def test_a_checkpoint_config_that_cannot_be_honoured_is_named() -> None:
+    """What comes from the model's own generation_config is refused as well, never ignored."""
+    target = copy.deepcopy(TARGET)
+    target.generation_config.num_beams = 4
+    with pytest.raises(specdec.UnsupportedOptionError, match="num_beams=4"):
+        specdec.generate(target, **INPUTS, drafter=DRAFT, max_new_tokens=3)
+
+
+class Raises:
+    """Something of the user's that fails at its n-th call."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.after -= 1
+        if self.after < 0:
+            raise RuntimeError("boom")
+        return arguments[-1]
+
+
+def _failing(kind: str, after: int) -> dict[str, Any]:
+    if kind == "processor":
+        return {"logits_processor": [type("P", (LogitsProcessor,), {"__call__": Raises(after)})()]}
+    if kind == "on_commit":
+        return {"on_commit": Raises(after)}
+
+    class Session(specdec.DraftSession):
+        closed = False
+
+        def propose(self, state: specdec.DecodeState, limit: Any) -> specdec.Proposal:
+            Raises(0)() if len(state.host_tokens[0]) > 11 + after else None
+            return specdec.Proposal.chain(state.tokens[:, :1])
+
+        def close(self) -> None:
+            Session.closed = True
+
+    class Failing(specdec.Drafter):
+        def start(self, state: specdec.DecodeState) -> specdec.DraftSession:
+            return Session()
+
+    return {"drafter": Failing(), "session": Session}
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["processor", "on_commit", "drafter"])
+def test_after_an_exception_everything_is_as_before(kind: str, after: int) -> None:
+    failing = _failing(kind, after)
+    session = failing.pop("session", None)
+    expected = TARGET.generate(**INPUTS, max_new_tokens=20)
+    rng, config = torch.get_rng_state(), TARGET.config.to_dict()
+    arguments = {"drafter": DRAFT, "num_draft_tokens": 3, "do_sample": True, "max_new_tokens": 20, **INPUTS, **failing}
+    with pytest.raises(RuntimeError, match="boom"):
+        specdec.generate(TARGET, **arguments)
+    assert session is None or session.closed
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert TARGET.config.to_dict() == config
+    out = specdec.generate(TARGET, **INPUTS, drafter=DRAFT, num_draft_tokens=3, max_new_tokens=20)
+    assert torch.equal(out, expected)
+
+
+def _proposer(make: Callable[[specdec.DecodeState, int], specdec.Proposal]) -> specdec.Drafter:
+    class Session(specdec.DraftSession):
+        def propose(self, state: specdec.DecodeState, limit: Any) -> specdec.Proposal:
+            return make(state, max(limit))
+
+    class Custom(specdec.Drafter):
+        def start(self, state: specdec.DecodeState) -> specdec.DraftSession:
+            return Session()
+
+    return Custom()
+
+
+def _ids(token: int) -> Callable[[specdec.DecodeState, int], specdec.Proposal]:
+    return lambda state, depth: specdec.Proposal.chain(torch.full((state.batch_size, depth), token))
+
+
+BROKEN: dict[str, tuple[Callable[[specdec.DecodeState, int], specdec.Proposal], str]] = {
+    "id -1": (_ids(-1), "outside"),
+    "id V": (_ids(VOCAB_SIZE), "outside"),
+    "dtype": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size, d, dtype=torch.int32)), "dtype"),
+    "batch": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size + 1, d, dtype=torch.int64)), "shape"),
+    "too many": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size, d + 1, dtype=torch.int64)), "at most"),
+    "q missing": (
+        lambda s, d: specdec.Proposal(
+            torch.zeros(s.batch_size, 1, dtype=torch.int64),
+            torch.full((s.batch_size, 1), -1),
+            torch.ones(s.batch_size, 1, dtype=torch.bool),
+            depth=1, width=1, law=specdec.Law.IID,
+        ),
+        "q",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_drafter_gets_a_typed_error(case: str) -> None:
+    make, words = BROKEN[case]
+    with pytest.raises(specdec.DrafterError, match=words):
+        specdec.generate(TARGET, **INPUTS, drafter=_proposer(make), num_draft_tokens=3, max_new_tokens=20)
+
+
+@pytest.mark.parametrize("token", [2, 50])
+def test_an_always_wrong_drafter_costs_speed_only(token: int) -> None:
+    out = specdec.generate(TARGET, **INPUTS, drafter=_proposer(_ids(token)), num_draft_tokens=3, max_new_tokens=30)
+    assert torch.equal(out, TARGET.generate(**INPUTS, max_new_tokens=30))
+
+
+def test_nan_probabilities_raise() -> None:
+    """NaN logits end a sampled call with a typed error instead of an arbitrary token."""
+
+    class Poison(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores * float("nan") if input_ids.shape[1] > 13 else scores
+
+    with pytest.raises(specdec.NumericalError, match="NaN"):
+        specdec.generate(TARGET, **INPUTS, do_sample=True, logits_processor=[Poison()], max_new_tokens=20)
