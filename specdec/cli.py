@@ -85,9 +85,13 @@ def native_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
+def _placed(model: Any, device: str) -> PreTrainedModel:
+    """model.to(device); transformers decorates `to` in a way that leaves it no usable type."""
+    return model.to(device)
+
+
 def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str) -> Loaded:
     """The bundled pair by default; `draft` is a path, "ngram" or "none"."""
-    model: Any  # transformers' decorated `to` and `generate` have no usable types
     if target is None:
         model, bundled_draft, tokenizer = bundled_pair(dtype)
         drafter: Drafter | None = ModelDrafter(bundled_draft.to(device), tokenizer=tokenizer, draft_tokenizer=tokenizer)
@@ -95,16 +99,15 @@ def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(target)
         drafter = NgramDrafter()
-    model.to(device)
     if draft == "none":
         drafter = None
     elif draft == "ngram":
         drafter = NgramDrafter()
     elif draft is not None:
-        draft_model = AutoModelForCausalLM.from_pretrained(draft, dtype=dtype).eval().to(device)
+        small = AutoModelForCausalLM.from_pretrained(draft, dtype=dtype).eval()
         draft_tokenizer = AutoTokenizer.from_pretrained(draft)
-        drafter = ModelDrafter(draft_model, tokenizer=tokenizer, draft_tokenizer=draft_tokenizer)
-    return Loaded(model, drafter, tokenizer)
+        drafter = ModelDrafter(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=draft_tokenizer)
+    return Loaded(_placed(model, device), drafter, tokenizer)
 
 
 def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | None) -> str:
@@ -162,7 +165,7 @@ def generate(
         if temperature > 0:
             arguments |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
         _run(console, loaded, decoder, arguments, text, repeats)
-    except (SpecdecError, OSError) as error:
+    except (SpecdecError, OSError, ValueError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
 

@@ -17,9 +17,7 @@ def tree(parents: list[int], batch_size: int = 1) -> Proposal:
 def test_tree_positions_and_mask() -> None:
     """Siblings share a position, sit in slots of their own, and see their ancestors only."""
     committed = torch.tensor([[7, 8, 9, 0]])
-    window = build_window(
-        committed, torch.tensor([3]), torch.tensor([2]), tree([-1, -1, 0, 1]), width=5, extent=7
-    )
+    window = build_window(committed, torch.tensor([3]), torch.tensor([2]), tree([-1, -1, 0, 1]), width=5, extent=7)
     assert window.tokens.tolist() == [[9, 50, 51, 52, 53]]
     assert window.positions.tolist() == [[2, 3, 3, 4, 4]]
     assert window.slots.tolist() == [[2, 3, 4, 5, 6]]
@@ -37,9 +35,7 @@ def test_rows_of_different_lengths_and_padding() -> None:
     """Padding goes to free slots behind the row, at a position inside the model's range, unseen by the rest."""
     committed = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
     proposal = Proposal.chain(torch.tensor([[11, 12], [21, 22]]), torch.tensor([[True, True], [True, False]]))
-    window = build_window(
-        committed, torch.tensor([4, 2]), torch.tensor([2, 1]), proposal, width=5, extent=7
-    )
+    window = build_window(committed, torch.tensor([4, 2]), torch.tensor([2, 1]), proposal, width=5, extent=7)
     assert window.tokens.tolist() == [[3, 4, 11, 12, 0], [6, 21, 0, 0, 0]]
     assert window.positions.tolist() == [[2, 3, 4, 5, 3], [1, 2, 1, 1, 1]]
     assert window.mask is not None

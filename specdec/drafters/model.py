@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,6 +101,9 @@ class ModelSession(DraftSession):
 
     def _forward(self, state: DecodeState, window: Window, extent: int, keep: int) -> Tensor:
         self._forwards += 1
+        if self._runner.vocab_size < state.vocab_size:
+            # Ids that only the target's padding has: the draft reads another token there and guesses worse.
+            window = replace(window, tokens=window.tokens.clamp(max=self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
         return self._runner.forward(window, self._cache, extent, keep)[..., : state.vocab_size]
 

@@ -42,9 +42,7 @@ class Machine:
         longest = max(map(len, self.rows))
         committed = torch.tensor([r + [0] * (longest - len(r)) for r in self.rows])
         lengths = torch.tensor([len(r) for r in self.rows])
-        window = build_window(
-            committed, lengths, self.cache.lengths, proposal, width, extent if masked else None
-        )
+        window = build_window(committed, lengths, self.cache.lengths, proposal, width, extent if masked else None)
         logits = self.runner.forward(window, self.cache, extent, keep=width)
         index = (window.num_pending - 1)[:, None] + torch.arange(len(parents) + 1)
         nodes = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))

@@ -22,9 +22,7 @@ WARPERS = {
     "plain": ({}, LogitsProcessorList()),
     "warped": (
         {"temperature": 0.7, "top_k": 20, "top_p": 0.95},
-        LogitsProcessorList(
-            [hf.TemperatureLogitsWarper(0.7), hf.TopKLogitsWarper(20), hf.TopPLogitsWarper(0.95)]
-        ),
+        LogitsProcessorList([hf.TemperatureLogitsWarper(0.7), hf.TopKLogitsWarper(20), hf.TopPLogitsWarper(0.95)]),
     ),
     "penalised": (
         {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_p": 0.02},
@@ -126,9 +124,7 @@ def test_the_same_seed_gives_the_same_text_whatever_the_batch() -> None:
     target, inputs = tiny("llama"), prompts(3)
     arguments = {"drafter": tiny("llama", noise=0.05), "num_draft_tokens": 3, "do_sample": True, "max_new_tokens": 30}
     together = specdec.generate(target, **inputs, **arguments, generator=torch.Generator().manual_seed(1))
-    alone = specdec.generate(
-        target, inputs["input_ids"][:1], **arguments, generator=torch.Generator().manual_seed(1)
-    )
+    alone = specdec.generate(target, inputs["input_ids"][:1], **arguments, generator=torch.Generator().manual_seed(1))
     assert torch.equal(together[:1], alone)
 
 

@@ -25,9 +25,7 @@ def test_greedy_equality(architecture: str, shape: str, batch_size: int) -> None
     target, inputs = tiny(architecture), prompts(batch_size)
     arguments = {**inputs, "max_new_tokens": NEW_TOKENS, "do_sample": False}
     expected = target.generate(**arguments)
-    drafter = ScriptedTreeDrafter(
-        SHAPES[shape], unpadded(expected, inputs["attention_mask"]), VOCAB_SIZE, luck=0.7
-    )
+    drafter = ScriptedTreeDrafter(SHAPES[shape], unpadded(expected, inputs["attention_mask"]), VOCAB_SIZE, luck=0.7)
     out = specdec.generate(target, **arguments, drafter=drafter, num_draft_tokens=8, return_dict_in_generate=True)
     assert torch.equal(out.sequences, expected)
     assert out.speculation.accepted > 10
