@@ -92,13 +92,13 @@ def _placed(model: Any, device: str) -> PreTrainedModel:
 
 def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str) -> Loaded:
     """The bundled pair by default; `draft` is a path, "ngram" or "none"."""
+    drafter: Drafter | None = NgramDrafter()
     if target is None:
-        model, bundled_draft, tokenizer = bundled_pair(dtype)
-        drafter: Drafter | None = ModelDrafter(bundled_draft.to(device), tokenizer=tokenizer, draft_tokenizer=tokenizer)
+        model, small, tokenizer = bundled_pair(dtype)
+        drafter = ModelDrafter(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=tokenizer)
     else:
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(target)
-        drafter = NgramDrafter()
     if draft == "none":
         drafter = None
     elif draft == "ngram":
