@@ -24,6 +24,7 @@ from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, Controller, FixedLe
 from specdec.drafters import Drafter, DraftSession, ModelDrafter
 from specdec.errors import InputError, OptionError, UnsupportedOptionError
 from specdec.loop import Committed, Decoding, Limits, Rule
+from specdec.probe import probe
 from specdec.sampling import Sampler
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
@@ -125,6 +126,7 @@ class SpeculativeDecoder:
             limits = _limits(generation_config, stopping_criteria, input_ids)
             sampler = Sampler(logits_processor, bool(generation_config.do_sample))
             mask = _checked_mask(input_ids, model_kwargs, runner, generation_config)
+            probe(runner)
             seed = _seed(generator) if sampler.do_sample else None
             most = input_ids.shape[1] + limits.max_new_tokens
             state = DecodeState(input_ids.to(runner.device), mask, most, runner.vocab_size, sampler, seed)

@@ -14,6 +14,7 @@ ROOMS = [
     ["types", "stats"],
     ["verify", "sampling", "window", "cache"],
     ["target", "state"],
+    ["probe"],
     ["drafters", "controller"],
     ["loop"],
     ["bundled", "arbitrate", "generate"],

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.errors import DraftMismatchError
+from specdec.probe import probe
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
 from specdec.target import ModelRunner, input_device
@@ -179,6 +180,7 @@ class ModelDrafter(Drafter):
         _WARNED.add(self.model)
 
     def start(self, state: DecodeState) -> ModelSession:
+        probe(self._runner)
         return ModelSession(self._runner, state)
 
 

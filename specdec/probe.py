@@ -1,0 +1,78 @@
+"""Two small forwards that show whether a model can be rolled back, before it is trusted with an output.
+
+Refusing by name misses what nobody listed: attention with a window in buffers of its own, positions that
+are counted rather than given, a mask that is ignored, a state outside the cache. So each kind of model
+is asked once a process: do a ragged prefill and a tree of drafts give the logits of a plain forward?
+"""
+
+from __future__ import annotations
+
+import torch
+
+from specdec.errors import UnsupportedModelError
+from specdec.target import ModelRunner
+from specdec.types import Proposal
+from specdec.window import build_window, plan
+
+_PREFILLED = (4, 6)  # committed tokens of the two rows
+_PARENTS = (-1, -1, 1)  # node 0 is a wrong guess; node 1 and its child are what the text says
+_passed: set[tuple[object, ...]] = set()
+
+
+def probe(runner: ModelRunner) -> None:
+    """Raises UnsupportedModelError unless verification windows reproduce a plain forward.
+
+    Costs two forwards of a few tokens the first time that a model class, dtype, attention implementation
+    and device type are met. Models in training mode (dropout) are not probed.
+    """
+    config = runner.model.config.get_text_config(decoder=True)
+    key = (type(runner.model), runner.dtype, config._attn_implementation, runner.device.type)
+    if key in _passed or runner.model.training:
+        return
+    error = relative_error(runner)
+    limit = 0.2 if runner.dtype in (torch.bfloat16, torch.float16) else 0.02
+    if error > limit:
+        raise UnsupportedModelError(
+            f"{type(runner.model).__name__} gives other logits when drafts are verified through a cache than in a "
+            f"plain forward (relative error {error:.2g}): it cannot be rolled back. Use model.generate() for it."
+        )
+    _passed.add(key)
+
+
+@torch.no_grad()
+def relative_error(runner: ModelRunner) -> float:
+    """Mean error of verified logits, relative to the logits' standard deviation."""
+    end = max(_PREFILLED) + 2
+    device = runner.device
+    text = (torch.arange(end + 1, device=device) * 7 + 3) % runner.vocab_size
+    batch_size = len(_PREFILLED)
+    lengths = torch.tensor(_PREFILLED, device=device)
+    committed = text[:end].repeat(batch_size, 1)
+
+    cache = runner.new_cache(batch_size, capacity=end + len(_PARENTS))
+    nothing = Proposal.empty(batch_size, device)
+    width, extent, _ = plan([0] * batch_size, _PREFILLED, nothing)
+    window = build_window(committed, lengths, cache.lengths, nothing, width, None)
+    runner.forward(window, cache, extent, keep=1)
+    cache.commit(lengths - 1)
+
+    tokens = torch.stack([torch.stack([text[n + 2], text[n], text[n + 1]]) for n in _PREFILLED])
+    proposal = Proposal(
+        tokens=tokens,
+        parents=torch.tensor(_PARENTS, device=device).expand(batch_size, -1),
+        valid=torch.ones_like(tokens, dtype=torch.bool),
+        depth=2,
+        width=2,
+    )
+    width, extent, _ = plan([n - 1 for n in _PREFILLED], _PREFILLED, proposal)
+    window = build_window(committed, lengths, cache.lengths, proposal, width, extent)
+    logits = runner.forward(window, cache, extent, keep=width).float()
+
+    positions = torch.arange(end, device=device)[None]
+    plain = runner.model(input_ids=text[None, :end], position_ids=positions, use_cache=False).logits[0].float()
+    differences = [
+        logits[row, slot] - plain[n - 1 + depth]
+        for row, n in enumerate(_PREFILLED)
+        for slot, depth in ((0, 0), (2, 1), (3, 2))  # the pending token, node 1, node 2
+    ]
+    return float(torch.stack(differences).abs().mean() / plain.std().clamp(min=1e-6))

@@ -1,0 +1,98 @@
+"""The probe passes what can be rolled back, and refuses what cannot, whatever its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import ARCHITECTURES, tiny
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
+
+import specdec
+from specdec import probe as probing
+from specdec.target import ModelRunner
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_full_attention_passes(architecture: str, attention: str) -> None:
+    assert probing.relative_error(ModelRunner(tiny(architecture, attention=attention))) < 1e-5
+
+
+def local_attention() -> PreTrainedModel:
+    """GPTNeo's local layers look back over a window that no cache or mask of ours knows of."""
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=16, window_size=2,
+        attention_types=[[["global", "local"], 1]], initializer_range=1.0,
+    )  # fmt: skip
+    return GPTNeoForCausalLM(config).eval()
+
+
+class Forgetful(type(tiny("llama"))):  # type: ignore[misc]
+    """Ignores every mask that it is given: what a model does that was written for batch-1 chains."""
+
+    def forward(
+        self,
+        input_ids: object = None,
+        attention_mask: object = None,
+        position_ids: object = None,
+        past_key_values: object = None,
+        **kwargs: object,
+    ) -> object:
+        return super().forward(input_ids, None, position_ids, past_key_values, **kwargs)
+
+
+def test_a_model_that_ignores_masks_is_refused() -> None:
+    model = Forgetful(tiny("llama").config).double().eval()
+    model.load_state_dict(tiny("llama").state_dict())
+    with pytest.raises(specdec.UnsupportedModelError, match="relative error"):
+        specdec.generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=3, pad_token_id=0)
+
+
+def test_a_hidden_window_is_refused() -> None:
+    with pytest.raises(specdec.UnsupportedModelError):
+        specdec.generate(local_attention(), torch.tensor([[5, 6, 7]]), max_new_tokens=3, pad_token_id=0)
+
+
+def test_models_without_position_ids_are_refused() -> None:
+    model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(specdec.UnsupportedModelError, match="position_ids"):
+        specdec.generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+
+
+def test_a_mixture_of_experts_decodes() -> None:
+    """Nothing lists Mixtral: it passes the probe and equals generate()."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, sliding_window=None, initializer_range=0.6,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config).eval()
+    ids = torch.randint(2, 64, (2, 6))
+    out = specdec.generate(model, ids, drafter=model, num_draft_tokens=3, max_new_tokens=30)
+    assert torch.equal(out, model.generate(ids, max_new_tokens=30))
+
+
+def test_probed_once() -> None:
+    """Once a class, dtype, attention and device; later calls cost nothing."""
+    target = tiny("llama")
+    specdec.generate(target, torch.tensor([[5, 6, 7]]), max_new_tokens=2)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = target.register_forward_hook(count)
+    specdec.generate(target, torch.tensor([[5, 6, 7]]), max_new_tokens=2)
+    handle.remove()
+    assert calls == 2
