@@ -1,0 +1,56 @@
+"""Draws docs/rooms.svg, the picture of docs/architecture.md: python docs/rooms.py (needs matplotlib)."""
+
+from __future__ import annotations
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
+from matplotlib import pyplot as plt
+from matplotlib.patches import FancyBboxPatch
+
+# (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
+ROOMS = [
+    ("cli", "the command line", 0, 7, 12),
+    ("generate", "the drop-in edge", 0, 6, 4),
+    ("arbitrate", "bug or near-tie?", 4, 6, 4),
+    ("bundled", "the pair, the prompts", 8, 6, 4),
+    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 5, 12),
+    ("drafters", "only propose", 0, 4, 6),
+    ("controller", "how many tokens to draft", 6, 4, 6),
+    ("probe", "can this model be rolled back?", 0, 3, 12),
+    ("target", "one forward of one model", 0, 2, 6),
+    ("state", "committed tokens, rows", 6, 2, 6),
+    ("verify", "acceptance, coins", 0, 1, 3),
+    ("sampling", "processors -> p", 3, 1, 3),
+    ("window", "positions, masks", 6, 1, 3),
+    ("cache", "rollback", 9, 1, 3),
+    ("errors  types  stats", "the words that all of them use", 0, 0, 12),
+]
+COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
+
+
+def main() -> None:
+    figure, axes = plt.subplots(figsize=(9, 5.4))
+    for name, purpose, x, y, width in ROOMS:
+        axes.add_patch(
+            FancyBboxPatch(
+                (x + 0.08, y + 0.08), width - 0.16, 0.84, boxstyle="round,pad=0,rounding_size=0.12",
+                facecolor=COLOURS[y % len(COLOURS)], edgecolor="#555555", linewidth=0.8,
+            )
+        )  # fmt: skip
+        axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
+        axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
+    axes.annotate(
+        "", xy=(12.5, 0.1), xytext=(12.5, 7.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+    )
+    axes.text(12.75, 4, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 8.1))
+    axes.axis("off")
+    figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
