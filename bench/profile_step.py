@@ -9,7 +9,7 @@ that of the parts called inside it. A stopwatch costs about a microsecond a call
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pkgutil import resolve_name
@@ -64,7 +64,7 @@ class Stopwatch:
     """Seconds and calls by part, each part without the parts inside it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._inner = [0.0]  # seconds spent in parts inside the current one, by nesting
 
@@ -121,7 +121,7 @@ def profile(name: str, sides: Sides, side: Side, prompts: list[str]) -> str:
     ]
     lines += [
         f"  {part:<32}{1e6 * seconds / rounds:>10.0f}{seconds / total:>8.1%}{watch.calls[part] / rounds:>13.1f}"
-        for part, seconds in watch.seconds.most_common()
+        for part, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])
     ]
     return "\n".join(lines)
 

@@ -58,6 +58,7 @@ class Sides:
         config.num_assistant_tokens = draft_tokens
         config.num_assistant_tokens_schedule = "constant"
         config.assistant_confidence_threshold = 0.0
+        self._generate: Callable[..., Any] = self.target.generate  # type: ignore[assignment]
         self._forwards = 0
         self._seed = 0
 
@@ -71,15 +72,15 @@ class Sides:
 
     def plain(self) -> Side:
         """`target.generate()`."""
-        return lambda batch: self._call(self.target.generate, batch)
+        return lambda batch: self._call(self._generate, batch)
 
     def assisted(self) -> Side:
         """transformers' assisted generation with the same draft and the same k; batch 1 only."""
-        return lambda batch: self._call(self.target.generate, batch, assistant_model=self.assistant)
+        return lambda batch: self._call(self._generate, batch, assistant_model=self.assistant)
 
     def prompt_lookup(self) -> Side:
         """transformers' prompt lookup with the same k; batch 1 only."""
-        return lambda batch: self._call(self.target.generate, batch, prompt_lookup_num_tokens=self.draft_tokens)
+        return lambda batch: self._call(self._generate, batch, prompt_lookup_num_tokens=self.draft_tokens)
 
     def model(self, auto: bool) -> Side:
         """Ours with the draft model."""

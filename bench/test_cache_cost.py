@@ -41,8 +41,8 @@ class Case:
         for _ in range(STEPS):
             slots = self.rollback.lengths[:, None] + torch.arange(width)
             self.rollback.begin(slots, self.context + width)
-            for layer in self.rollback.layers:
-                layer.update(self.states, self.states)
+            for layer in range(LAYERS):
+                self.rollback.update(self.states, self.states, layer)
             self.rollback.commit(none_kept, self.keep)
         return Outcome(STEPS)
 
@@ -83,8 +83,8 @@ def _case(context: int, width: int, dtype: torch.dtype, keep: Tensor | None) -> 
     dynamic = DynamicCache()
     prompt = torch.randn(1, HEADS, context, HEAD_DIM).to(dtype)
     rollback.begin(torch.arange(context)[None], context)
-    for index, layer in enumerate(rollback.layers):
-        layer.update(prompt, prompt)
-        dynamic.update(prompt, prompt, index)
+    for layer in range(LAYERS):
+        rollback.update(prompt, prompt, layer)
+        dynamic.update(prompt, prompt, layer)
     rollback.commit(torch.tensor([context]))
     return Case(rollback, dynamic, context, torch.randn(1, HEADS, width, HEAD_DIM).to(dtype), keep)

@@ -63,7 +63,7 @@ class ModelRunner:
             **kwargs,
         )
         logits: Tensor = output.logits
-        return logits[:, -keep:]
+        return logits[:, -keep:].to(self.device)  # a model spread over devices ends on another one
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -45,7 +45,7 @@ class FullAttentionLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         views = []
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            index = self._owner.flat_slots(states.shape[1])
+            index = self._owner.flat_slots(states.shape[1], states.device)
             buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
             views.append(buffer[:batch_size, :, :extent])
         return views[0], views[1]
@@ -56,8 +56,8 @@ class FullAttentionLayer(CacheLayerMixin):
         for buffer in (self.keys, self.values):
             flat = buffer.view(-1, buffer.shape[-1])
             heads = buffer.shape[1]
-            taken = flat.index_select(0, self._owner.flatten(source, heads))
-            flat.index_copy_(0, self._owner.flatten(destination, heads), taken)
+            taken = flat.index_select(0, self._owner.flatten(source, heads).to(flat.device))
+            flat.index_copy_(0, self._owner.flatten(destination, heads).to(flat.device), taken)
 
     def select_rows(self, rows: Tensor, extent: int) -> None:
         """Row i becomes old row rows[i], in place where the buffer has room."""
@@ -114,7 +114,7 @@ class RollbackCache(Cache):
         self.extent = 0
         self.window_width = 0
         self._slots = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
-        self._flat: dict[int, Tensor] = {}
+        self._flat: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def seen(self) -> Tensor:
@@ -173,11 +173,12 @@ class RollbackCache(Cache):
         self.lengths = self.lengths[rows]
         self._flat = {}
 
-    def flat_slots(self, heads: int) -> Tensor:
-        """The window's slots as rows of a [B * H * capacity, D] buffer; computed once a forward."""
-        if heads not in self._flat:
-            self._flat[heads] = self.flatten(self._slots, heads)
-        return self._flat[heads]
+    def flat_slots(self, heads: int, device: torch.device) -> Tensor:
+        """The window's slots as rows of a [B * H * capacity, D] buffer; computed once a forward and device."""
+        key = (heads, device)
+        if key not in self._flat:
+            self._flat[key] = self.flatten(self._slots, heads).to(device)
+        return self._flat[key]
 
     def flatten(self, slots: Tensor, heads: int) -> Tensor:
         """[B, W] slots -> [B * H * W] rows of the flattened buffer."""

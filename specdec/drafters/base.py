@@ -1,31 +1,8 @@
 """What a drafter is. Two small classes: settings that calls share, and one call's session.
 
-A drafter of one's own needs `start` and `propose`; everything else has a default:
-
-    import torch, specdec
-
-    class LoopDrafter(specdec.Drafter):
-        '''Guesses that the last `period` tokens come again.'''
-
-        def __init__(self, period: int) -> None:
-            self.period = period
-
-        def start(self, state: specdec.DecodeState) -> specdec.DraftSession:
-            return LoopSession(self.period)
-
-    class LoopSession(specdec.DraftSession):
-        def __init__(self, period: int) -> None:
-            self.period = period
-
-        def propose(self, state: specdec.DecodeState, limit: list[int]) -> specdec.Proposal:
-            steps = torch.arange(max(limit), device=state.device) % self.period
-            index = (state.lengths[:, None] - self.period + steps).clamp(min=0)
-            valid = torch.arange(max(limit), device=state.device) < torch.tensor(limit, device=state.device)[:, None]
-            return specdec.Proposal.chain(state.tokens.gather(1, index), valid)
-
-    specdec.generate(target, **inputs, drafter=LoopDrafter(period=4))
-
-The output is exactly the target's whatever such a drafter says; only the speed depends on it.
+A drafter of one's own needs `start` and `propose`; everything else has a default. docs/drafters.md has an
+example of twenty lines. The output is exactly the target's whatever a drafter says; only the speed
+depends on it.
 """
 
 from __future__ import annotations

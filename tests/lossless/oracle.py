@@ -102,8 +102,8 @@ def random_tables(
     return Tables(base, target), Tables(base, draft)
 
 
-# A pick gives weights [R, Vq] of the next child from its parent's q [R, Vq] and elder siblings [R, S]; all zero
-# where there is no such child.
+# A pick gives weights [R, Vq] of the next child from its parent's q [R, Vq] and elder siblings [R, S], -1 where one
+# was left out; all zero where there is no such child.
 Pick = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -112,7 +112,8 @@ def iid(q: Tensor, elders: Tensor) -> Tensor:
 
 
 def without_replacement(q: Tensor, elders: Tensor) -> Tensor:
-    rest = q.scatter(1, elders, 0.0)
+    drawn = torch.where(elders < 0, q.shape[1], elders)
+    rest = torch.nn.functional.pad(q, (0, 1)).scatter(1, drawn, 0.0)[:, :-1]
     return rest / rest.sum(1, keepdim=True).clamp(min=1e-300)
 
 
@@ -155,6 +156,7 @@ def draft(
     pick: Pick,
     stops: Callable[[Tensor, int], Tensor] | None = None,
     labels: Tables | None = None,
+    law: Law | None = None,
 ) -> Drafted:
     """Enumerates what a drafter that fills the tree `parents` from q may propose.
 
@@ -163,6 +165,7 @@ def draft(
         stops: (q [R, Vq] at a node's parent, the node) -> bool [R], where the node is left out; all that
             it may look at was there before the node's own token was drawn.
         labels: the distributions that the proposal declares, q if omitted.
+        law: the law that it declares, that of `pick` if omitted.
     """
     table = torch.arange(q.num_tables)
     weight = torch.ones(q.num_tables, dtype=torch.float64)
@@ -172,8 +175,9 @@ def draft(
     for node, parent in enumerate(parents):
         depth.append(depth[parent + 1] + 1)
         here = q.levels[depth[parent + 1]][table, context[:, parent + 1]]
-        elders = [n for n, other in enumerate(parents[:node]) if other == parent]
-        choice = torch.where(valid[:, parent + 1, None], pick(here, tokens[:, elders]), 0.0)
+        siblings = [n for n, other in enumerate(parents[:node]) if other == parent]
+        elders = torch.where(valid[:, 1:], tokens, -1)[:, siblings]
+        choice = torch.where(valid[:, parent + 1, None], pick(here, elders), 0.0)
         if stops is not None:
             choice = torch.where(stops(here, node)[:, None], 0.0, choice)
         absent = (choice.sum(1, keepdim=True) == 0).to(choice.dtype)
@@ -198,7 +202,7 @@ def draft(
         q_index=torch.tensor([expanded.index(parent) for parent in parents]).expand(len(table), -1),
         law=Law.IID,
     )
-    return Drafted(proposal, table, weight).relabelled(LAWS[pick])
+    return Drafted(proposal, table, weight).relabelled(law or LAWS[pick])
 
 
 class OracleCoins:
