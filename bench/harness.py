@@ -80,12 +80,13 @@ class Comparison(Generic[Item]):
         """Runs all rounds under pytest-benchmark, whose own statistics are then those of side `main`.
 
         The other sides run in the `setup` of each of its rounds, which it does not time: so its table and
-        ours come from one alternating run. One of its rounds is one item.
+        ours come from one alternating run. One of its rounds is one item. A single round is taken for a
+        smoke run and not warmed.
         """
         others = [side for side in self.sides if side != main]
         schedule = [(item, round_) for round_ in range(rounds) for item in range(len(self.items))]
         upcoming = iter(schedule)
-        for side in self.sides:
+        for side in self.sides if rounds > 1 else ():
             self.sides[side](self.items[0])  # warm: code paths, allocator, caches
         gc.collect()
 

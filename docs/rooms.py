@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
@@ -33,6 +29,8 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 
 
 def main() -> None:
+    plt.switch_backend("svg")
+    plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
     figure, axes = plt.subplots(figsize=(9, 5.4))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation import logits_process as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE = 96
@@ -43,6 +44,17 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
         "word_embed_proj_dim": 32,
     },
 }
+
+
+def _penalty_knows_padding() -> bool:
+    try:
+        hf.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor([0, 1]))
+    except ValueError:  # transformers 5.17 takes one number for all rows, and counts padding as text
+        return False
+    return True
+
+
+PENALTY_KNOWS_PADDING = _penalty_knows_padding()
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import PENALTY_KNOWS_PADDING
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as hf
 
@@ -63,6 +64,7 @@ def test_the_logits_are_left_alone() -> None:
     assert torch.equal(logits, before)
 
 
+@pytest.mark.skipif(not PENALTY_KNOWS_PADDING, reason="this transformers counts padding as text")
 def test_padding_that_a_penalty_must_not_count() -> None:
     """HF's repetition penalty ignores each row's left padding; a node keeps its own row's count."""
     processor = hf.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor([0, 2]))

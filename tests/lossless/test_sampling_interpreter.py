@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import prompts, tiny
+from models import PENALTY_KNOWS_PADDING, prompts, tiny
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation import logits_process as hf
@@ -93,6 +93,8 @@ def seed_drawn_by_generate(seed: int) -> int:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @torch.no_grad()
 def test_equals_the_interpreter(architecture: str, warper: str, batch_size: int) -> None:
+    if warper == "penalised" and batch_size > 1 and not PENALTY_KNOWS_PADDING:
+        pytest.skip("this transformers penalises the padding token in left-padded rows; the interpreter has no padding")
     target, draft = tiny(architecture), tiny(architecture, noise=0.05)
     inputs = prompts(batch_size)
     options, processors = WARPERS[warper]
