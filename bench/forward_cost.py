@@ -32,14 +32,14 @@ def forward_of(runner: ModelRunner, context: int, batch_size: int, width: int) -
     def window(first: int, last: int, masked: bool) -> Window:
         positions = torch.arange(first, last).expand(batch_size, -1)
         mask = torch.arange(last) <= positions[:, :, None] if masked else None
-        return Window(prompt[:, first:last], positions, positions, keep_none + last - first, mask)
+        return Window(prompt[:, first:last], positions, positions, keep_none + last - first, mask, last, level=True)
 
-    runner.forward(window(0, context, masked=False), cache, context, keep=1)
+    runner.forward(window(0, context, masked=False), cache, keep=1)
     cache.commit(keep_none + context)
     measured = window(context, context + width, masked=width > 1)
 
     def forward() -> None:
-        runner.forward(measured, cache, context + width, keep=width)
+        runner.forward(measured, cache, keep=width)
         cache.commit(keep_none)
 
     return forward

@@ -40,7 +40,7 @@ class Case:
         none_kept = torch.zeros(1, dtype=torch.int64)
         for _ in range(STEPS):
             slots = self.rollback.lengths[:, None] + torch.arange(width)
-            self.rollback.begin(slots, self.context + width)
+            self.rollback.begin(slots, self.context + width, level=True)
             for layer in range(LAYERS):
                 self.rollback.update(self.states, self.states, layer)
             self.rollback.commit(none_kept, self.keep)
@@ -82,7 +82,7 @@ def _case(context: int, width: int, dtype: torch.dtype, keep: Tensor | None) -> 
     rollback = RollbackCache(LAYERS, 1, torch.device("cpu"), capacity=2 * max(CONTEXTS))
     dynamic = DynamicCache()
     prompt = torch.randn(1, HEADS, context, HEAD_DIM).to(dtype)
-    rollback.begin(torch.arange(context)[None], context)
+    rollback.begin(torch.arange(context)[None], context, level=True)
     for layer in range(LAYERS):
         rollback.update(prompt, prompt, layer)
         dynamic.update(prompt, prompt, layer)

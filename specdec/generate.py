@@ -307,6 +307,12 @@ def _checked_mask(
             f"prompt ({longest} tokens) and new tokens ({wanted - longest}) need {wanted} positions, the target has "
             f"{runner.max_positions}: shorten the prompt or lower max_new_tokens."
         )
+    switch = runner.rope_switch
+    if switch is not None and int(mask.sum(1).min()) <= switch < wanted:
+        raise InputError(
+            f"the target's longrope changes all its frequencies at {switch} tokens, in the middle of this output "
+            f"({wanted} tokens with the prompt): stay on one side of it, or use model.generate()."
+        )
     return mask.bool()
 
 

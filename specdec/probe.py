@@ -1,4 +1,4 @@
-"""Two small forwards that show whether a model can be rolled back, before it is trusted with an output.
+"""Three small forwards that show whether a model can be rolled back, before it is trusted with an output.
 
 Refusing by name misses what nobody listed: attention with a window in buffers of its own, positions that
 are counted rather than given, a mask that is ignored, a state outside the cache. So each kind of model
@@ -22,7 +22,7 @@ _passed: set[tuple[object, ...]] = set()
 def probe(runner: ModelRunner) -> None:
     """Raises UnsupportedModelError unless verification windows reproduce a plain forward.
 
-    Costs two forwards of a few tokens the first time that a model class, dtype, attention implementation
+    Costs three forwards of a few tokens the first time that a model class, dtype, attention implementation
     and device type are met. Models in training mode (dropout) are not probed.
     """
     config = runner.model.config.get_text_config(decoder=True)
@@ -51,9 +51,8 @@ def relative_error(runner: ModelRunner) -> float:
 
     cache = runner.new_cache(batch_size, capacity=end + len(_PARENTS))
     nothing = Proposal.empty(batch_size, device)
-    width, extent, _ = plan([0] * batch_size, _PREFILLED, nothing)
-    window = build_window(committed, lengths, cache.lengths, nothing, width, None)
-    runner.forward(window, cache, extent, keep=1)
+    shape = plan([0] * batch_size, _PREFILLED, nothing)
+    runner.forward(build_window(committed, lengths, cache.lengths, nothing, shape), cache, keep=1)
     cache.commit(lengths - 1)
 
     tokens = torch.stack([torch.stack([text[n + 2], text[n], text[n + 1]]) for n in _PREFILLED])
@@ -64,9 +63,9 @@ def relative_error(runner: ModelRunner) -> float:
         depth=2,
         width=2,
     )
-    width, extent, _ = plan([n - 1 for n in _PREFILLED], _PREFILLED, proposal)
-    window = build_window(committed, lengths, cache.lengths, proposal, width, extent)
-    logits = runner.forward(window, cache, extent, keep=width).float()
+    shape = plan([n - 1 for n in _PREFILLED], _PREFILLED, proposal)
+    window = build_window(committed, lengths, cache.lengths, proposal, shape)
+    logits = runner.forward(window, cache, keep=shape.width).float()
 
     positions = torch.arange(end, device=device)[None]
     plain = runner.model(input_ids=text[None, :end], position_ids=positions, use_cache=False).logits[0].float()

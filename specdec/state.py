@@ -54,6 +54,7 @@ class DecodeState:
         self.vocab_size = vocab_size
         self.sampler = sampler
         self.seed = seed
+        self._coins: KeyedCoins | None = None
         self._padding = [prompt[row, : prompt.shape[1] - len(v)] for row, v in enumerate(self.host_tokens)]
 
     @property
@@ -71,7 +72,9 @@ class DecodeState:
     def coins(self) -> KeyedCoins:
         """This round's coins: keyed by request and committed length."""
         assert self.seed is not None
-        return KeyedCoins(self.seed, self.requests, self.lengths)
+        if self._coins is None:
+            self._coins = KeyedCoins(self.seed, self.requests, self.lengths)
+        return self._coins
 
     def extend(self, new: Tensor, num_new: Tensor, host_new: Sequence[Sequence[int]]) -> None:
         """Appends num_new [B] of new [B, D + 1] to each row; host_new are the same tokens on the host."""
@@ -82,12 +85,14 @@ class DecodeState:
         where = torch.where(keep, where, self.tokens.shape[1] - 1)
         self.tokens.scatter_(1, where, new)
         self.lengths = self.lengths + num_new
+        self._coins = None
         for row, values in zip(self.host_tokens, host_new, strict=True):
             row.extend(values)
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """Keeps the given rows, in that order; index is the same on the device."""
         self.tokens, self.lengths, self.requests = self.tokens[index], self.lengths[index], self.requests[index]
+        self._coins = None
         self.host_tokens = [self.host_tokens[r] for r in rows]
         self.prompt_lengths = [self.prompt_lengths[r] for r in rows]
         self.host_requests = [self.host_requests[r] for r in rows]

@@ -37,6 +37,7 @@ class ModelRunner:
         self.num_layers: int = config.num_hidden_layers
         self.vocab_size: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.rope_switch: int | None = _rope_switch(config)
         self._keeps_logits = "logits_to_keep" in parameters
         self.device: torch.device = input_device(model)
         self.dtype: torch.dtype = model.dtype
@@ -45,12 +46,19 @@ class ModelRunner:
         """An empty cache for this model with room for `capacity` tokens a row."""
         return RollbackCache(self.num_layers, batch_size, self.device, capacity)
 
-    def forward(self, window: Window, cache: RollbackCache, extent: int, keep: int) -> Tensor:
+    def release(self) -> None:
+        """Undoes what inference mode leaves on a model: buffers that a forward replaced could not be trained with."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    module._buffers[name] = buffer.clone()
+
+    def forward(self, window: Window, cache: RollbackCache, keep: int) -> Tensor:
         """Logits [B, keep, V] of the window's last `keep` tokens, in the model's dtype.
 
-        Opens the cache's window; the caller commits it. `extent` bounds the slots in use (see `begin`).
+        Opens the cache's window; the caller commits it.
         """
-        cache.begin(window.slots, extent)
+        cache.begin(window.slots, window.extent, window.level)
         mask = None if window.mask is None else to_additive(window.mask, self.dtype)
         kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
         output = self.model(
@@ -64,6 +72,14 @@ class ModelRunner:
         )
         logits: Tensor = output.logits
         return logits[:, -keep:].to(self.device)  # a model spread over devices ends on another one
+
+
+def _rope_switch(config: Any) -> int | None:
+    """The length from which longrope rotates by other frequencies, for the whole sequence."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

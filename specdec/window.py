@@ -26,6 +26,26 @@ class Window:
     slots: Tensor  # [B, W] int64, where the cache puts each token
     num_pending: Tensor  # [B] int64, the proposal starts after these
     mask: Tensor | None  # [B, W, extent] bool, True = may attend; None = causal, nothing hidden
+    extent: int  # slots that attention covers
+    level: bool  # all rows' slots are the last W of the extent
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tightest shape of a window, from lengths known on the host."""
+
+    width: int
+    extent: int
+    masked: bool  # False where plain causal attention is right
+    level: bool  # all rows have seen the same number of tokens
+
+
+def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> Plan:
+    """Plans the window of rows of which the cache has seen `seen` of `lengths` tokens."""
+    width = max(n - s for n, s in zip(lengths, seen, strict=True)) + proposal.num_nodes
+    level = min(seen) == max(seen)
+    masked = not (level and (width == 1 or (seen[0] == 0 and proposal.is_chain)))
+    return Plan(width, max(seen) + width, masked, level)
 
 
 def build_window(
@@ -33,8 +53,7 @@ def build_window(
     lengths: Tensor,
     seen: Tensor,
     proposal: Proposal,
-    width: int,
-    extent: int | None,
+    plan: Plan,
 ) -> Window:
     """Lays out the window of every row.
 
@@ -43,12 +62,9 @@ def build_window(
         lengths: [B] int64, committed tokens.
         seen: [B] int64, how many of them the cache covers.
         proposal: what to verify behind the pending tokens.
-        width: W, at least max(lengths - seen) + proposal.num_nodes; more is padding.
-        extent: slots that attention covers, at least max(seen) + width. None leaves the mask out, which
-            is right where all rows see the same number of slots and the window is one token wide, or
-            nothing is seen yet and the proposal is empty.
+        plan: the window's shape. A wider one than `plan()` makes is padding; a fixed one compiles once.
     """
-    index = torch.arange(width, device=committed.device)
+    index = torch.arange(plan.width, device=committed.device)
     num_pending = lengths - seen  # [B]
     slots = seen[:, None] + index  # [B, W]
     tokens = committed.gather(1, slots.clamp(max=committed.shape[1] - 1))
@@ -67,10 +83,8 @@ def build_window(
         node_depth = node_index + 1 if ancestors is None else ancestors.sum(-1).gather(1, node_index)
         # Padding takes the position of the last committed token: always within the model's range.
         positions = torch.where(is_node, last + node_depth, torch.minimum(slots, last))
-    mask = None
-    if extent is not None:
-        mask = _mask(slots, seen, num_pending, ancestors, extent)
-    return Window(tokens, positions, slots, num_pending, mask)
+    mask = _mask(slots, seen, num_pending, ancestors, plan.extent) if plan.masked else None
+    return Window(tokens, positions, slots, num_pending, mask, plan.extent, plan.level)
 
 
 def ancestor_matrix(proposal: Proposal) -> Tensor:
@@ -111,11 +125,3 @@ def to_additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     return torch.where(mask, zero, hidden)[:, None]
-
-
-def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> tuple[int, int, bool]:
-    """(width, extent, needs_mask) of the tightest window, from lengths known on the host."""
-    width = max(n - s for n, s in zip(lengths, seen, strict=True)) + proposal.num_nodes
-    level = min(seen) == max(seen)
-    unmasked = level and (width == 1 or (seen[0] == 0 and proposal.is_chain))
-    return width, max(seen) + width, not unmasked

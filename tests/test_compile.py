@@ -16,11 +16,12 @@ from specdec.cache import RollbackCache
 from specdec.target import ModelRunner
 from specdec.types import Proposal
 from specdec.verify import greedy
-from specdec.window import build_window
+from specdec.window import Plan, build_window
 
 DRAFT_TOKENS = 4
 WIDTH = 1 + DRAFT_TOKENS
 CAPACITY = 128
+FIXED = Plan(WIDTH, CAPACITY, masked=True, level=False)
 STEPS = 20
 
 
@@ -37,14 +38,15 @@ class Verifier:
             self.tokens[b, : self.lengths[b]] = prompt[b, mask[b].bool()]
         width = int(self.lengths.max())
         nothing = Proposal.empty(batch_size, prompt.device)
-        window = build_window(self.tokens, self.lengths, self.cache.lengths, nothing, width, None)
-        self.runner.forward(window, self.cache, width, keep=width)
+        shape = Plan(width, width, masked=False, level=True)
+        window = build_window(self.tokens, self.lengths, self.cache.lengths, nothing, shape)
+        self.runner.forward(window, self.cache, keep=width)
         self.cache.commit(self.lengths - 1)  # the last prompt token is fed again, as any pending token
 
     def step(self, tokens: Tensor, lengths: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
         proposal = Proposal.chain(drafted)
-        window = build_window(tokens, lengths, self.cache.lengths, proposal, WIDTH, CAPACITY)
-        logits = self.runner.forward(window, self.cache, CAPACITY, keep=WIDTH)
+        window = build_window(tokens, lengths, self.cache.lengths, proposal, FIXED)
+        logits = self.runner.forward(window, self.cache, keep=WIDTH)
         acceptance = greedy(logits, proposal)
         self.cache.commit(window.num_pending + acceptance.num_accepted)
         return acceptance.tokens(proposal), acceptance.num_accepted

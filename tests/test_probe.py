@@ -96,3 +96,33 @@ def test_probed_once() -> None:
     specdec.generate(target, torch.tensor([[5, 6, 7]]), max_new_tokens=2)
     handle.remove()
     assert calls == 2
+
+
+def test_no_inference_tensor_is_left_on_the_model() -> None:
+    """Dynamic rope replaces a buffer in its forward; under inference mode that would break later training."""
+    torch.manual_seed(0)
+    config = type(tiny("llama").config)(
+        **{
+            **tiny("llama").config.to_dict(),
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        }
+    )
+    model = type(tiny("llama"))(config).eval()
+    ids = torch.randint(2, 64, (1, 5))
+    model.model.rotary_emb.max_seq_len_cached = 4  # as after a longer text: the next forward rebuilds its buffer
+    specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=6)
+    assert not any(b.is_inference() for b in model.buffers())
+    model(ids, labels=ids).loss.backward()
+
+
+def test_longrope_does_not_switch_in_the_middle() -> None:
+    """Past its original length longrope rotates the whole text anew; a cache cannot follow."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 16.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    changes = {"rope_parameters": rope, "original_max_position_embeddings": 16}
+    config = type(tiny("phi3").config)(**{**tiny("phi3").config.to_dict(), **changes})
+    model = type(tiny("phi3"))(config).eval()
+    ids = torch.randint(2, 64, (1, 10))
+    with pytest.raises(specdec.InputError, match="longrope"):
+        specdec.generate(model, ids, max_new_tokens=10)
+    assert specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=6).shape[1] == 16

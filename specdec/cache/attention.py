@@ -18,6 +18,24 @@ from transformers.cache_utils import CacheLayerMixin
 _GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
 
 
+class Slots:
+    """Slots [B, W] of every row, as rows of flattened [B * H * capacity, D] buffers; computed once for all layers."""
+
+    def __init__(self, slots: Tensor, capacity: int) -> None:
+        self.slots = slots
+        self._capacity = capacity
+        self._flat: dict[tuple[int, torch.device], Tensor] = {}
+
+    def flat(self, heads: int, device: torch.device) -> Tensor:
+        """[B * H * W] int64 on the layer's device."""
+        key = (heads, device)
+        if key not in self._flat:
+            batch_size = self.slots.shape[0]
+            planes = torch.arange(batch_size * heads, device=self.slots.device).view(batch_size, heads, 1)
+            self._flat[key] = (planes * self._capacity + self.slots[:, None, :]).flatten().to(device)
+        return self._flat[key]
+
+
 class FullAttentionLayer(CacheLayerMixin):
     """Keys and values of one layer, [B, H, capacity, D]; writes where the cache's window says."""
 
@@ -41,23 +59,25 @@ class FullAttentionLayer(CacheLayerMixin):
         """Writes the window's states [B, H, W, D]; returns views of the first `extent` slots."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        batch_size, extent = key_states.shape[0], self._owner.extent
         assert self.keys is not None and self.values is not None
-        views = []
-        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            index = self._owner.flat_slots(states.shape[1], states.device)
-            buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
-            views.append(buffer[:batch_size, :, :extent])
-        return views[0], views[1]
+        owner, batch_size, extent = self._owner, key_states.shape[0], self._owner.extent
+        if owner.level:  # one slice for all rows: half the price of an index
+            start = extent - owner.window_width
+            self.keys[:batch_size, :, start:extent] = key_states
+            self.values[:batch_size, :, start:extent] = value_states
+        else:
+            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+                index = owner.window.flat(states.shape[1], states.device)
+                buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
+        return self.keys[:batch_size, :, :extent], self.values[:batch_size, :, :extent]
 
-    def move(self, source: Tensor, destination: Tensor) -> None:
-        """Copies slots source -> destination, both [B, K] int64."""
+    def move(self, source: Slots, destination: Slots) -> None:
+        """Copies slots source -> destination."""
         assert self.keys is not None and self.values is not None
         for buffer in (self.keys, self.values):
             flat = buffer.view(-1, buffer.shape[-1])
-            heads = buffer.shape[1]
-            taken = flat.index_select(0, self._owner.flatten(source, heads).to(flat.device))
-            flat.index_copy_(0, self._owner.flatten(destination, heads).to(flat.device), taken)
+            taken = flat.index_select(0, source.flat(buffer.shape[1], flat.device))
+            flat.index_copy_(0, destination.flat(buffer.shape[1], flat.device), taken)
 
     def select_rows(self, rows: Tensor, extent: int) -> None:
         """Row i becomes old row rows[i], in place where the buffer has room."""
@@ -113,8 +133,8 @@ class RollbackCache(Cache):
         torch._dynamo.mark_static_address(self.lengths)
         self.extent = 0
         self.window_width = 0
-        self._slots = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
-        self._flat: dict[tuple[int, torch.device], Tensor] = {}
+        self.level = False
+        self.window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device), self.capacity)
 
     @property
     def seen(self) -> Tensor:
@@ -131,19 +151,20 @@ class RollbackCache(Cache):
             if buffer is not None
         )
 
-    def begin(self, slots: Tensor, extent: int) -> None:
+    def begin(self, slots: Tensor, extent: int, level: bool = False) -> None:
         """Opens a window: the next forward writes its W tokens to `slots` and attends to `extent` slots.
 
         Args:
             slots: [B, W] int64, distinct within a row, at or after the row's length.
             extent: upper bound of all slots in use, known on the host (no sync here).
+            level: all rows write to the last W slots of the extent, as the host knows; written as a slice.
         """
         if extent > self.capacity:
             self._grow(extent)
-        self._slots = slots
+        self.window = Slots(slots, self.capacity)
         self.extent = extent
         self.window_width = slots.shape[1]
-        self._flat = {}
+        self.level = level
 
     def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
         """Closes the window: `num_kept` [B] of its tokens become part of the row, the rest is forgotten.
@@ -156,12 +177,13 @@ class RollbackCache(Cache):
         if keep is not None and keep.shape[1]:
             steps = torch.arange(keep.shape[1], device=keep.device)
             destination = self.lengths[:, None] + steps
-            source = self._slots.gather(1, keep.clamp(min=0))
+            source = self.window.slots.gather(1, keep.clamp(min=0))
             # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
             source = torch.where(keep >= 0, source, destination)
+            moved = Slots(source, self.capacity), Slots(destination, self.capacity)
             for layer in self._attention:
                 if layer.is_initialized:
-                    layer.move(source, destination)
+                    layer.move(*moved)
         self.lengths.add_(num_kept)
 
     def select_rows(self, rows: Tensor) -> None:
@@ -171,19 +193,6 @@ class RollbackCache(Cache):
                 layer.select_rows(rows, self.extent)
         self.batch_capacity = max(self.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
-        self._flat = {}
-
-    def flat_slots(self, heads: int, device: torch.device) -> Tensor:
-        """The window's slots as rows of a [B * H * capacity, D] buffer; computed once a forward and device."""
-        key = (heads, device)
-        if key not in self._flat:
-            self._flat[key] = self.flatten(self._slots, heads).to(device)
-        return self._flat[key]
-
-    def flatten(self, slots: Tensor, heads: int) -> Tensor:
-        """[B, W] slots -> [B * H * W] rows of the flattened buffer."""
-        planes = torch.arange(slots.shape[0] * heads, device=slots.device).view(slots.shape[0], heads, 1)
-        return (planes * self.capacity + slots[:, None, :]).flatten()
 
     def _grow(self, extent: int) -> None:
         capacity = _round_up(extent)

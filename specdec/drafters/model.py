@@ -38,6 +38,9 @@ class ModelSession(DraftSession):
         self._lengths = list(self._seen)  # committed tokens at the last proposal
         self._forwards = 0
 
+    def close(self) -> None:
+        self._runner.release()
+
     @property
     def forwards(self) -> int:
         return self._forwards
@@ -78,41 +81,40 @@ class ModelSession(DraftSession):
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         """Feeds every committed token that the cache lacks; logits [B, V] after the last one."""
         nothing = Proposal.empty(state.batch_size, state.device)
-        width, extent, masked = plan(self._seen, lengths, nothing)
-        window = build_window(
-            state.tokens, state.lengths, self._cache.lengths, nothing, width, extent if masked else None
-        )
+        shape = plan(self._seen, lengths, nothing)
+        window = build_window(state.tokens, state.lengths, self._cache.lengths, nothing, shape)
         pending = [n - s for n, s in zip(lengths, self._seen, strict=True)]
-        keep = width - min(pending) + 1
-        logits = self._forward(state, window, extent, keep)
+        keep = shape.width - min(pending) + 1
+        logits = self._forward(state, window, keep)
         if keep == 1:
             return logits[:, 0]
-        last = window.num_pending - 1 - (width - keep)
+        last = window.num_pending - 1 - (shape.width - keep)
         return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2])).squeeze(1)
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
         """Feeds the step-th drafted token [B]; logits [B, V] after it."""
         position = (state.lengths + step - 1)[:, None]
-        extent = max(lengths) + step
-        mask = None
-        if min(lengths) != max(lengths):
-            mask = torch.arange(extent, device=state.device) <= position[:, :, None]
-        window = Window(token[:, None], position, position, torch.ones_like(state.lengths), mask)
-        return self._forward(state, window, extent, keep=1)[:, 0]
+        extent, level = max(lengths) + step, min(lengths) == max(lengths)
+        mask = None if level else torch.arange(extent, device=state.device) <= position[:, :, None]
+        window = Window(token[:, None], position, position, torch.ones_like(state.lengths), mask, extent, level)
+        return self._forward(state, window, keep=1)[:, 0]
 
-    def _forward(self, state: DecodeState, window: Window, extent: int, keep: int) -> Tensor:
+    def _forward(self, state: DecodeState, window: Window, keep: int) -> Tensor:
         self._forwards += 1
         if self._runner.vocab_size < state.vocab_size:
             # Ids that only the target's padding has: the draft reads another token there and guesses worse.
             window = replace(window, tokens=window.tokens.clamp(max=self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
-        return self._runner.forward(window, self._cache, extent, keep)[..., : state.vocab_size]
+        return self._runner.forward(window, self._cache, keep)[..., : state.vocab_size]
 
     def _choose(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor:
         """The next token [B] after the drafted ones; appends its distribution to q when sampling."""
-        chain = Proposal.chain(torch.stack(drafted, 1)) if drafted else Proposal.empty(state.batch_size, state.device)
-        prefixes = state.prefixes(chain)
-        leaf = None if prefixes is None else Prefixes([paths[-1:] for paths in prefixes.paths], prefixes.requests)
+        leaf = None
+        if state.sampler.needs_prefix:
+            nothing = Proposal.empty(state.batch_size, state.device)
+            prefixes = state.prefixes(Proposal.chain(torch.stack(drafted, 1)) if drafted else nothing)
+            assert prefixes is not None
+            leaf = Prefixes([paths[-1:] for paths in prefixes.paths], prefixes.requests)
         if not state.sampler.do_sample:
             return state.sampler.scores(logits[:, None], leaf)[:, 0].argmax(-1)
         probs = state.sampler.probs(logits[:, None], leaf)[:, 0]

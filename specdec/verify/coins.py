@@ -98,19 +98,23 @@ class KeyedCoins:
         self.seed = seed
         self.requests = requests
         self.lengths = lengths
+        self._drafts: Tensor | None = None
 
-    def _coin(self, purpose: Purpose, node: Tensor | int) -> Tensor:
-        if isinstance(node, Tensor):
-            return uniform(self.seed, self.requests[:, None], self.lengths[:, None], int(purpose), node)
-        return uniform(self.seed, self.requests, self.lengths, int(purpose), node)
+    def _coins(self, purpose: Purpose, num_nodes: int) -> Tensor:
+        """The coins of nodes 0..num_nodes-1: float64 [B, num_nodes]."""
+        nodes = torch.arange(num_nodes, device=self.requests.device)
+        return uniform(self.seed, self.requests[:, None], self.lengths[:, None], int(purpose), nodes)
 
     def bernoulli(self, prob: Tensor) -> Tensor:
-        nodes = torch.arange(prob.shape[1], device=prob.device)
-        return self._coin(Purpose.ACCEPT, nodes) < prob  # strict: a coin of 0 must reject prob 0
+        # Strict: a coin of 0 must reject probability 0.
+        return self._coins(Purpose.ACCEPT, prob.shape[1]) < prob
 
     def categorical(self, weights: Tensor) -> Tensor:
-        return inverse_cdf(weights, self._coin(Purpose.NEXT_TOKEN, 0))
+        return inverse_cdf(weights, self._coins(Purpose.NEXT_TOKEN, 1)[:, 0])
 
     def draft(self, weights: Tensor, node: int) -> Tensor:
         """Samples draft node `node` from weights [B, V]: independent of every verification coin."""
-        return inverse_cdf(weights, self._coin(Purpose.DRAFT, node))
+        if self._drafts is None or self._drafts.shape[1] <= node:
+            # A hash costs the same for one coin as for a round's worth.
+            self._drafts = self._coins(Purpose.DRAFT, max(16, 2 * node))
+        return inverse_cdf(weights, self._drafts[:, node])

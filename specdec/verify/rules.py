@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from specdec.types import Acceptance, Law, Proposal
 from specdec.verify.coins import Coins
-from specdec.verify.tree import children_table, walk
+from specdec.verify.tree import accepted_prefix, children_table, walk
 
 
 def greedy(logits: Tensor, proposal: Proposal) -> Acceptance:
@@ -26,6 +26,9 @@ def greedy(logits: Tensor, proposal: Proposal) -> Acceptance:
         proposal: [B, N] nodes; q is not looked at.
     """
     choice = logits.argmax(-1)  # [B, N + 1]
+    if proposal.is_chain:
+        path, num_accepted = accepted_prefix((proposal.tokens == choice[:, :-1]) & proposal.valid)
+        return Acceptance(path, num_accepted, choice.gather(1, num_accepted[:, None]).squeeze(1))
     accepted = proposal.tokens == choice.gather(1, proposal.parents + 1)
     path, num_accepted, end = walk(children_table(proposal), accepted, proposal.depth)
     return Acceptance(path, num_accepted, choice.gather(1, end[:, None]).squeeze(1))
@@ -43,8 +46,35 @@ def rejection(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
         proposal: chain or tree of any law.
         coins: where every random choice comes from.
     """
-    children = children_table(proposal)
-    residual, q = _widen(p, proposal.q)
+    p, q = _widen(p, proposal.q)
+    if proposal.is_chain:
+        return _rejection_chain(p, q, proposal, coins)
+    return _rejection_tree(p, q, proposal, coins)
+
+
+def _rejection_chain(p: Tensor, q: Tensor | None, proposal: Proposal, coins: Coins) -> Acceptance:
+    """The only residual that a chain needs is that of the node where it ends: [B, V] instead of [B, N, V]."""
+    batch_size, num_nodes = proposal.tokens.shape
+    if num_nodes == 0:
+        return Acceptance(proposal.tokens, proposal.tokens.new_zeros(batch_size), coins.categorical(p[:, 0]))
+    probs = _ratio(p[:, :-1], q, proposal).clamp(max=1.0)
+    path, num_accepted = accepted_prefix(coins.bernoulli(torch.where(proposal.valid, probs, 0.0)))
+    here = _pick(p, num_accepted)
+    rejected = num_accepted.clamp(max=num_nodes - 1)  # the node that failed, where one did
+    if q is None:
+        rest = here.scatter(1, proposal.tokens.gather(1, rejected[:, None]), 0.0)
+    else:
+        assert proposal.q_index is not None
+        drawn_from = proposal.q_index.gather(1, rejected[:, None]).squeeze(1)
+        rest = (here - _pick(q, drawn_from)).clamp(min=0.0)
+    ended = num_accepted == proposal.valid.sum(1)  # nothing failed: the bonus token comes from p
+    weights = torch.where(ended[:, None], here, _normalise(rest, otherwise=here))
+    return Acceptance(path, num_accepted, coins.categorical(weights))
+
+
+def _rejection_tree(p: Tensor, q: Tensor | None, proposal: Proposal, coins: Coins) -> Acceptance:
+    """Siblings of one rank at a time, all parents at once."""
+    children, residual = children_table(proposal), p
     probs = p.new_zeros(proposal.tokens.shape)  # [B, N] probability of acceptance when its turn comes
     for rank in range(proposal.width):
         child = children[:, :, rank]  # [B, N + 1]
@@ -67,8 +97,7 @@ def rejection(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
         probs = _scatter_nodes(probs, node, prob, has_child)
         residual = torch.where(has_child[:, :, None], _normalise(rest, otherwise=residual), residual)
     path, num_accepted, end = walk(children, coins.bernoulli(probs), proposal.depth)
-    weights = residual.gather(1, end[:, None, None].expand(-1, 1, residual.shape[2])).squeeze(1)
-    return Acceptance(path, num_accepted, coins.categorical(weights))
+    return Acceptance(path, num_accepted, coins.categorical(_pick(residual, end)))
 
 
 def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
@@ -91,11 +120,12 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     if num_nodes == 0:
         path, num_accepted = proposal.tokens, proposal.tokens.new_zeros(batch_size)
         return Acceptance(path, num_accepted, coins.categorical(wide_p[:, 0]))
+    ratio = _ratio(wide_p[:, :-1], q, proposal)
     if q is None:
         q = F.one_hot(proposal.tokens, wide_p.shape[2]).to(wide_p.dtype)
-    token = proposal.tokens[:, :, None]
-    p_x, q_x = wide_p[:, :-1].gather(2, token).squeeze(2), q.gather(2, token).squeeze(2)
-    ratio = torch.where(q_x > 0, p_x / q_x, (p_x > 0).to(p_x.dtype))
+    else:
+        assert proposal.q_index is not None
+        q = q.gather(1, proposal.q_index[:, :, None].expand(-1, -1, q.shape[2]))
     joint = [torch.ones_like(ratio[:, 0])]  # P_i
     for i in range(num_nodes):
         joint.append((joint[-1] * ratio[:, i]).clamp(max=1.0))
@@ -113,8 +143,7 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     num_accepted = torch.where(accepted, steps[1:], 0).amax(1)
     path = torch.where(steps[:-1] < num_accepted[:, None], steps[:-1], -1)
     at_end = num_accepted == length
-    last = num_accepted[:, None, None].expand(-1, 1, wide_p.shape[2])
-    weights = torch.where(at_end[:, None], wide_p.gather(1, last).squeeze(1), residual.gather(1, last).squeeze(1))
+    weights = torch.where(at_end[:, None], _pick(wide_p, num_accepted), _pick(residual, num_accepted))
     return Acceptance(path, num_accepted, coins.categorical(weights))
 
 
@@ -125,6 +154,21 @@ def _widen(p: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
     q = q.to(p.dtype)
     missing = p.shape[2] - q.shape[2]
     return F.pad(p, (0, max(0, -missing))), F.pad(q, (0, max(0, missing)))
+
+
+def _pick(table: Tensor, index: Tensor) -> Tensor:
+    """table [B, M, V] at index [B] -> [B, V]."""
+    return table.gather(1, index[:, None, None].expand(-1, 1, table.shape[2])).squeeze(1)
+
+
+def _ratio(p: Tensor, q: Tensor | None, proposal: Proposal) -> Tensor:
+    """p(x) / q(x) [B, N] of a chain's own tokens; p is [B, N, V], q [B, M, V] or None for one-hot."""
+    p_x = p.gather(2, proposal.tokens[:, :, None]).squeeze(2)
+    if q is None:
+        return p_x
+    assert proposal.q_index is not None
+    q_x = q.flatten(1).gather(1, proposal.q_index * q.shape[2] + proposal.tokens)
+    return torch.where(q_x > 0, p_x / q_x, (p_x > 0).to(p_x.dtype))
 
 
 def _normalise(rest: Tensor, otherwise: Tensor) -> Tensor:

@@ -16,9 +16,6 @@ def children_table(proposal: Proposal) -> Tensor:
     batch_size, num_nodes = proposal.tokens.shape
     device = proposal.tokens.device
     nodes = torch.arange(num_nodes, device=device)
-    if proposal.is_chain:  # node i is the only child of slot i
-        table = torch.where(proposal.valid, nodes, -1)
-        return torch.cat([table, table.new_full((batch_size, 1), -1)], dim=1)[:, :, None]
     elder = (proposal.parents[:, :, None] == proposal.parents[:, None, :]) & proposal.valid[:, None, :]
     rank = (elder & (nodes[None, :] < nodes[:, None])).sum(-1)  # [B, N] earlier siblings of each node
     # Invalid nodes go to a row of their own, which is cut off.
@@ -27,6 +24,13 @@ def children_table(proposal: Proposal) -> Tensor:
     position = slot * proposal.width + rank.clamp(max=proposal.width - 1)
     table = table.scatter(1, position, nodes.expand(batch_size, num_nodes))
     return table.view(batch_size, num_nodes + 2, proposal.width)[:, :-1]
+
+
+def accepted_prefix(accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """The walk along a chain: accepted [B, N] bool -> (path [B, N], -1 padded; num_accepted [B])."""
+    num_accepted = accepted.to(torch.int64).cumprod(1).sum(1)
+    steps = torch.arange(accepted.shape[1], device=accepted.device)
+    return torch.where(steps < num_accepted[:, None], steps, -1), num_accepted
 
 
 def walk(children: Tensor, accepted: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:

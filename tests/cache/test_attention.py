@@ -38,12 +38,12 @@ class Machine:
             depth=len(parents),
             width=max((parents.count(p) for p in parents), default=0),
         )
-        width, extent, masked = plan(self.seen, [len(r) for r in self.rows], proposal)
+        shape = plan(self.seen, [len(r) for r in self.rows], proposal)
         longest = max(map(len, self.rows))
         committed = torch.tensor([r + [0] * (longest - len(r)) for r in self.rows])
         lengths = torch.tensor([len(r) for r in self.rows])
-        window = build_window(committed, lengths, self.cache.lengths, proposal, width, extent if masked else None)
-        logits = self.runner.forward(window, self.cache, extent, keep=width)
+        window = build_window(committed, lengths, self.cache.lengths, proposal, shape)
+        logits = self.runner.forward(window, self.cache, keep=shape.width)
         index = (window.num_pending - 1)[:, None] + torch.arange(len(parents) + 1)
         nodes = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
         paths = [self._path(parents, keep[b]) for b in range(batch_size)]
