@@ -9,10 +9,11 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 7, 12),
-    ("generate", "the drop-in edge", 0, 6, 4),
-    ("arbitrate", "bug or near-tie?", 4, 6, 4),
-    ("bundled", "the pair, the prompts", 8, 6, 4),
+    ("cli", "the command line", 0, 8, 12),
+    ("generate", "the drop-in edge", 0, 7, 4),
+    ("arbitrate", "bug or near-tie?", 4, 7, 4),
+    ("bundled", "the pair, the prompts", 8, 7, 4),
+    ("checks", "what is refused, before any forward", 0, 6, 12),
     ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 5, 12),
     ("drafters", "only propose", 0, 4, 6),
     ("controller", "how many tokens to draft", 6, 4, 6),
@@ -31,7 +32,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 5.4))
+    figure, axes = plt.subplots(figsize=(9, 6))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -42,10 +43,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 7.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 8.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 4, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 8.1))
+    axes.text(12.75, 4.5, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 9.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 

@@ -42,10 +42,11 @@ class Committed:
 
 @dataclass(slots=True)
 class Limits:
-    """When a row is done."""
+    """When a row is done, and what it is padded with then."""
 
     max_new_tokens: int
     eos_token_ids: Collection[int]
+    pad_token_id: int = 0
 
 
 @dataclass(slots=True)
@@ -120,14 +121,12 @@ class Decoding:
 
     def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, outputs: list[list[int]]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
-        state, stats = self.state, self.stats
-        lengths = state.host_lengths
-        prefilling = seen[0] == 0
+        state, lengths = self.state, self.state.host_lengths
         drafting_done = perf_counter()
         in_range = (proposal.tokens >= 0) & (proposal.tokens < state.vocab_size)
+        proposal = _clamped(proposal, state.vocab_size)
         shape = plan(seen, lengths, proposal)
-        drafted = _clamped(proposal, state.vocab_size)
-        window = build_window(state.tokens, state.lengths, cache.lengths, drafted, shape)
+        window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
         first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
         logits = self.target.forward(window, cache, keep=shape.width - first)
         logits = _at_nodes(logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
@@ -140,21 +139,12 @@ class Decoding:
         outcome = torch.cat([acceptance.num_accepted[:, None], broken[:, None], new], dim=1)
         depths = proposal.valid.sum(1) if proposal.is_chain else _depths(proposal)
         host = torch.cat([depths[:, None], outcome], dim=1).tolist()  # the round's host sync
-        stats.host_syncs += 1
-        verified = perf_counter()
+        self.stats.host_syncs += 1
         self._check(host)
-        num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
-        if prefilling:
-            stats.prefill_seconds += verified - self._round_begun
-        else:
-            stats.draft_seconds += drafting_done - self._round_begun
-            stats.verify_seconds += verified - drafting_done
-            stats.record_round(num_drafted, num_accepted)
-            self.controller.record(
-                num_drafted, num_accepted, drafting_done - self._round_begun, verified - drafting_done
-            )
-            if proposal.num_nodes:
-                self.session.observe(proposal, acceptance, num_accepted)
+        num_accepted = [h[1] for h in host]
+        self._account([h[0] for h in host], num_accepted, drafting_done, prefilling=seen[0] == 0)
+        if proposal.num_nodes:
+            self.session.observe(proposal, acceptance, num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
         seen = [n + a for n, a in zip(lengths, num_accepted, strict=True)]
         state.extend(new, acceptance.num_accepted + 1, host_new)
@@ -178,6 +168,17 @@ class Decoding:
             return greedy(state.sampler.scores(logits, prefixes), proposal)
         rule = block if self.rule == "block" and proposal.is_chain else rejection
         return rule(state.sampler.probs(logits, prefixes), proposal, state.coins())
+
+    def _account(self, num_drafted: list[int], num_accepted: list[int], drafting_done: float, prefilling: bool) -> None:
+        """Counts the round and tells the controller what it cost."""
+        draft_seconds, verify_seconds = drafting_done - self._round_begun, perf_counter() - drafting_done
+        if prefilling:
+            self.stats.prefill_seconds += draft_seconds + verify_seconds
+            return
+        self.stats.draft_seconds += draft_seconds
+        self.stats.verify_seconds += verify_seconds
+        self.stats.record_round(num_drafted, num_accepted)
+        self.controller.record(num_drafted, num_accepted, draft_seconds, verify_seconds)
 
     def _check(self, host: list[list[int]]) -> None:
         """Raises if the drafter or the target produced something that is no token."""

@@ -314,3 +314,14 @@ def test_nan_probabilities_raise() -> None:
 
     with pytest.raises(specdec.NumericalError, match="NaN"):
         specdec.generate(TARGET, **INPUTS, do_sample=True, logits_processor=[Poison()], max_new_tokens=20)
+
+
+def test_finished_rows_are_padded_as_in_transformers() -> None:
+    """Without a pad token, transformers pads with the first EOS id."""
+    target = copy.deepcopy(TARGET)
+    target.generation_config.pad_token_id = None
+    free = target.generate(**INPUTS, max_new_tokens=30)
+    arguments = {**INPUTS, "max_new_tokens": 30, "eos_token_id": [int(free[0, 20]), 3]}
+    expected = target.generate(**arguments)
+    assert len({int((row == free[0, 20]).sum()) for row in expected}) > 1
+    assert torch.equal(specdec.generate(target, **arguments, drafter=DRAFT, num_draft_tokens=4), expected)

@@ -17,6 +17,7 @@ ROOMS = [
     ["probe"],
     ["drafters", "controller"],
     ["loop"],
+    ["checks"],
     ["bundled", "arbitrate", "generate"],
     ["__init__"],
     ["cli"],

@@ -101,9 +101,8 @@ class ModelSession(DraftSession):
 
     def _forward(self, state: DecodeState, window: Window, keep: int) -> Tensor:
         self._forwards += 1
-        if self._runner.vocab_size < state.vocab_size:
-            # Ids that only the target's padding has: the draft reads another token there and guesses worse.
-            window = replace(window, tokens=window.tokens.clamp(max=self._runner.vocab_size - 1))
+        # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
+        window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
         return self._runner.forward(window, self._cache, keep)[..., : state.vocab_size]
 

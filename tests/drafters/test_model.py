@@ -44,6 +44,17 @@ def test_padded_vocabularies(vocab_size: int, do_sample: bool) -> None:
         assert torch.equal(out.sequences, target.generate(**arguments))
 
 
+def test_a_draft_that_overflows_gets_a_typed_error() -> None:
+    """NaN from the draft's last layers: no distribution to sample from, and no crash in an embedding."""
+    broken = llama(VOCAB_SIZE)
+    with torch.no_grad():
+        broken.lm_head.weight.mul_(float("nan"))
+    with pytest.raises(specdec.DrafterError, match="outside"):
+        specdec.generate(
+            tiny("llama"), **prompts(2), drafter=broken, num_draft_tokens=3, do_sample=True, max_new_tokens=9
+        )
+
+
 def test_forwards_a_round() -> None:
     """One draft forward a drafted token: the catch-up after full acceptance is part of the first."""
     target, inputs = tiny("llama"), prompts(1)
