@@ -57,15 +57,16 @@ def uniform(seed: int, *key: Tensor | int) -> Tensor:
     """Uniform float64 in [0, 1) for each (broadcast) key.
 
     Args:
-        seed: any 64-bit integer.
-        key: int64 tensors or integers, broadcast against each other.
+        seed: a signed 64-bit integer.
+        key: int64 tensors (at least one) and integers, broadcast against each other.
 
     Example:
         >>> bool(uniform(0, torch.tensor([1, 2])).unique().numel() == 2)
         True
     """
     tensors = [k for k in key if isinstance(k, Tensor)]
-    state = torch.full((), seed, dtype=torch.int64, device=tensors[0].device)
+    # The seed is mixed by itself: seed + request alone would make seed 1's request 0 out of seed 0's request 1.
+    state = _mix(torch.full((), seed, dtype=torch.int64, device=tensors[0].device) * _GOLDEN + _GOLDEN)
     for part in key:
         state = _mix((state + part) * _GOLDEN + _GOLDEN)
     return _logical_shift_right(state, 11).to(torch.float64) * 2.0**-53
@@ -74,13 +75,14 @@ def uniform(seed: int, *key: Tensor | int) -> Tensor:
 def inverse_cdf(weights: Tensor, coin: Tensor) -> Tensor:
     """Index drawn from weights [B, V] by coin [B] in [0, 1): int64 [B]; -1 where weights are no distribution.
 
-    A token of weight zero is never drawn: the first index whose cumulative weight exceeds a threshold
-    below the total has a weight of its own.
+    A token of weight zero is never drawn, also where a parallel cumulative sum is not flat over zeros.
     """
     cdf = weights.to(torch.float64).cumsum(-1)
     total = cdf[:, -1:]
     threshold = torch.minimum(coin[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cdf, threshold, right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
+    beyond = (cdf > threshold) & (weights > 0)
+    first = beyond.to(torch.int8).argmax(-1)  # the first of equal maxima
+    index = torch.where(beyond.any(-1), first, weights.argmax(-1))  # none: rounding at the very end
     usable = (total > 0) & torch.isfinite(total)
     return torch.where(usable.squeeze(1), index, -1)
 

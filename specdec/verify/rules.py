@@ -57,17 +57,18 @@ def _rejection_chain(p: Tensor, q: Tensor | None, proposal: Proposal, coins: Coi
     batch_size, num_nodes = proposal.tokens.shape
     if num_nodes == 0:
         return Acceptance(proposal.tokens, proposal.tokens.new_zeros(batch_size), coins.categorical(p[:, 0]))
-    probs = _ratio(p[:, :-1], q, proposal).clamp(max=1.0)
-    path, num_accepted = accepted_prefix(coins.bernoulli(torch.where(proposal.valid, probs, 0.0)))
+    ratio, valid = _ratio(p[:, :-1], q, proposal)
+    path, num_accepted = accepted_prefix(coins.bernoulli(torch.where(valid, ratio.clamp(max=1.0), 0.0)))
     here = _pick(p, num_accepted)
     rejected = num_accepted.clamp(max=num_nodes - 1)  # the node that failed, where one did
     if q is None:
-        rest = here.scatter(1, proposal.tokens.gather(1, rejected[:, None]), 0.0)
+        token = proposal.tokens.gather(1, rejected[:, None])
+        rest = here.scatter(1, token, here.gather(1, token) * 0)  # NaN stays NaN
     else:
         assert proposal.q_index is not None
         drawn_from = proposal.q_index.gather(1, rejected[:, None]).squeeze(1)
         rest = (here - _pick(q, drawn_from)).clamp(min=0.0)
-    ended = num_accepted == proposal.valid.sum(1)  # nothing failed: the bonus token comes from p
+    ended = num_accepted == valid.sum(1)  # nothing failed: the bonus token comes from p
     weights = torch.where(ended[:, None], here, _normalise(rest, otherwise=here))
     return Acceptance(path, num_accepted, coins.categorical(weights))
 
@@ -84,7 +85,7 @@ def _rejection_tree(p: Tensor, q: Tensor | None, proposal: Proposal, coins: Coin
         r_x = residual.gather(2, token[:, :, None]).squeeze(2)
         if q is None:
             prob = r_x
-            rest = residual.scatter(2, token[:, :, None], 0.0)
+            rest = residual.scatter(2, token[:, :, None], r_x[:, :, None] * 0)  # NaN stays NaN
         else:
             assert proposal.q_index is not None
             row = proposal.q_index.gather(1, node)
@@ -92,7 +93,9 @@ def _rejection_tree(p: Tensor, q: Tensor | None, proposal: Proposal, coins: Coin
             if proposal.law is Law.WITHOUT_REPLACEMENT:
                 q_here = _without(q_here, proposal.tokens, children[:, :, :rank])
             q_x = q_here.gather(2, token[:, :, None]).squeeze(2)
-            prob = torch.where(q_x > 0, r_x / q_x, (r_x > 0).to(r_x.dtype)).clamp(max=1.0)
+            # A token that q could not draw (siblings beyond its support, a broken draft) counts as absent.
+            has_child = has_child & (q_x > 0)
+            prob = (r_x / q_x).clamp(max=1.0)
             rest = (residual - q_here).clamp(min=0.0)
         probs = _scatter_nodes(probs, node, prob, has_child)
         residual = torch.where(has_child[:, :, None], _normalise(rest, otherwise=residual), residual)
@@ -120,7 +123,7 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     if num_nodes == 0:
         path, num_accepted = proposal.tokens, proposal.tokens.new_zeros(batch_size)
         return Acceptance(path, num_accepted, coins.categorical(wide_p[:, 0]))
-    ratio = _ratio(wide_p[:, :-1], q, proposal)
+    ratio, valid = _ratio(wide_p[:, :-1], q, proposal)
     if q is None:
         q = F.one_hot(proposal.tokens, wide_p.shape[2]).to(wide_p.dtype)
     else:
@@ -130,7 +133,7 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     for i in range(num_nodes):
         joint.append((joint[-1] * ratio[:, i]).clamp(max=1.0))
     reach = torch.stack(joint, dim=1)  # [B, N + 1]
-    length = proposal.valid.sum(1)  # [B]
+    length = valid.sum(1)  # [B]
     steps = torch.arange(num_nodes + 1, device=length.device)
     is_end = steps == length[:, None]
     # A row's chain ends at `length`: from there on nothing is drafted, so q = 0 and the residual is p.
@@ -139,12 +142,16 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     residual = (reach[:, :, None] * wide_p - q_next).clamp(min=0.0)
     mass = residual.sum(-1)
     h = torch.where(is_end, reach, mass / (mass + 1 - reach).clamp(min=torch.finfo(mass.dtype).tiny))
-    accepted = coins.bernoulli(torch.where(proposal.valid, h[:, 1:], 0.0))  # [B, N]
+    accepted = coins.bernoulli(torch.where(valid, h[:, 1:], 0.0))  # [B, N]
     num_accepted = torch.where(accepted, steps[1:], 0).amax(1)
     path = torch.where(steps[:-1] < num_accepted[:, None], steps[:-1], -1)
-    at_end = num_accepted == length
-    weights = torch.where(at_end[:, None], _pick(wide_p, num_accepted), _pick(residual, num_accepted))
-    return Acceptance(path, num_accepted, coins.categorical(weights))
+    # Where nothing is left, at the end of the chain or by rounding, p is the answer.
+    left = mass.gather(1, num_accepted[:, None])
+    use_p = (num_accepted == length)[:, None] | (left == 0)
+    weights = torch.where(use_p, _pick(wide_p, num_accepted), _pick(residual, num_accepted))
+    # A node whose p is no distribution would be rejected in silence, and the step back to an earlier one biased.
+    broken = (~(wide_p.sum(-1) > 0) & (steps <= length[:, None])).any(1)
+    return Acceptance(path, num_accepted, torch.where(broken, -1, coins.categorical(weights)))
 
 
 def _widen(p: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -161,14 +168,17 @@ def _pick(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index[:, None, None].expand(-1, 1, table.shape[2])).squeeze(1)
 
 
-def _ratio(p: Tensor, q: Tensor | None, proposal: Proposal) -> Tensor:
-    """p(x) / q(x) [B, N] of a chain's own tokens; p is [B, N, V], q [B, M, V] or None for one-hot."""
+def _ratio(p: Tensor, q: Tensor | None, proposal: Proposal) -> tuple[Tensor, Tensor]:
+    """p(x) / q(x) [B, N] of a chain's own tokens; p is [B, N, V], q [B, M, V] or None for one-hot.
+
+    Also [B, N], the nodes that count: a token that q could not draw ends the chain.
+    """
     p_x = p.gather(2, proposal.tokens[:, :, None]).squeeze(2)
     if q is None:
-        return p_x
+        return p_x, proposal.valid
     assert proposal.q_index is not None
     q_x = q.flatten(1).gather(1, proposal.q_index * q.shape[2] + proposal.tokens)
-    return torch.where(q_x > 0, p_x / q_x, (p_x > 0).to(p_x.dtype))
+    return p_x / q_x, (proposal.valid & (q_x > 0)).cumprod(1).bool()
 
 
 def _normalise(rest: Tensor, otherwise: Tensor) -> Tensor:
