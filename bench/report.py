@@ -63,7 +63,6 @@ def _sides(infos: Iterable[Info]) -> str:
     rows = []
     for info in infos:
         for side, own in info["sides"].items():
-            equal = own.get("rows_equal_to_plain")
             rows.append(
                 [
                     *_case(info),
@@ -71,7 +70,7 @@ def _sides(infos: Iterable[Info]) -> str:
                     f"{own['tokens_per_second']:.1f}",
                     str(own["tokens"]),
                     f"{own['tokens'] / own['target_forwards']:.2f}",
-                    f"{equal[0]}/{equal[1]}" if equal else "",
+                    _equal(own.get("rows_equal_to_plain")),
                 ]
             )
     return _table("dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain", rows)
@@ -94,6 +93,13 @@ def _cache(infos: Iterable[Info]) -> str:
 def _case(info: Info) -> list[str]:
     temperature = "greedy" if info["temperature"] == 0 else str(info["temperature"])
     return [info["dtype"], str(info["batch"]), temperature]
+
+
+def _equal(counts: dict[str, int] | None) -> str:
+    if counts is None:
+        return ""
+    ties = f", {counts['near_ties']} differ by a near-tie" if counts["near_ties"] else ""
+    return f"{counts['equal']}/{counts['rows']}{ties}"
 
 
 def _optional(value: float | None) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import specdec
 from bench.conftest import Settings
 from bench.harness import Comparison
 from bench.sides import Batch, Generated, Sides
+from specdec.arbitrate import first_divergence
 
 pytestmark = pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "t0.8"])
 # The drop-in default is what pytest-benchmark's own columns show.
@@ -31,7 +33,7 @@ def test_one_prompt_at_a_time(benchmark: Any, settings: Settings, dtype: torch.d
         comparison = Comparison(peers | ours, sides.batches(_prompts(settings), 1))
         benchmark.group = "generate, batch 1: seconds a prompt"
         comparison.measure(benchmark, MAIN, settings.rounds)
-    _describe(benchmark, comparison, settings, dtype, temperature, batch_size=1)
+    _describe(benchmark, comparison, settings, sides.target, temperature, batch_size=1)
     _ratio(benchmark, comparison, f"model {k}", f"assisted {k}", goal=GOAL_OVER_ASSISTED)
     _ratio(benchmark, comparison, f"n-gram {k}", f"prompt lookup {k}")
     for side in [s for s in peers if s != "plain"]:
@@ -50,7 +52,7 @@ def test_batch_of_four(benchmark: Any, settings: Settings, dtype: torch.dtype, t
         comparison = Comparison({"plain": sides.plain()} | ours, sides.batches(_prompts(settings, at_least=4), 4))
         benchmark.group = "generate, batch 4: seconds a batch"
         comparison.measure(benchmark, MAIN, settings.rounds)
-    _describe(benchmark, comparison, settings, dtype, temperature, batch_size=4)
+    _describe(benchmark, comparison, settings, sides.target, temperature, batch_size=4)
     _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN_BATCHED)
 
 
@@ -63,23 +65,39 @@ def _describe(
     benchmark: Any,
     comparison: Comparison[Batch],
     settings: Settings,
-    dtype: torch.dtype,
+    target: PreTrainedModel,
     temperature: float,
     batch_size: int,
 ) -> None:
     """Puts the circumstances and each side's own numbers into the benchmark's record."""
     benchmark.extra_info |= settings.info() | {
         "kind": "generate",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(target.dtype).removeprefix("torch."),
         "temperature": temperature,
         "batch": batch_size,
         "prompts": len(comparison.items) * batch_size,
-        "sides": {side: _summary(comparison, side, greedy=temperature == 0) for side in comparison.sides},
+        "sides": {side: _summary(comparison, side, target, greedy=temperature == 0) for side in comparison.sides},
         "ratios": [],
     }
 
 
-def _summary(comparison: Comparison[Batch], side: str, greedy: bool) -> dict[str, Any]:
+def _equal_rows(comparison: Comparison[Batch], side: str, target: PreTrainedModel) -> dict[str, int]:
+    """Rows equal to plain decoding's, and how many of the others are near-ties, arbitrated in a wider dtype."""
+    counts = {"rows": 0, "equal": 0, "near_ties": 0}
+    runs = {(r.item, r.round): r.outcome.detail.rows for r in comparison.runs if r.side == side}
+    plain = {(r.item, r.round): r.outcome.detail.rows for r in comparison.runs if r.side == "plain"}
+    for (item, round_), rows in runs.items():
+        batch = comparison.items[item]
+        for row, (new, other) in enumerate(zip(rows, plain[item, round_], strict=True)):
+            prompt = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+            found = first_divergence(target, prompt, new, other)
+            counts["rows"] += 1
+            counts["equal"] += found is None
+            counts["near_ties"] += found is not None and found.is_near_tie
+    return counts
+
+
+def _summary(comparison: Comparison[Batch], side: str, target: PreTrainedModel, greedy: bool) -> dict[str, Any]:
     calls: list[Generated] = comparison.details(side)
     tokens = sum(len(row) for call in calls for row in call.rows)
     summary: dict[str, Any] = {
@@ -88,11 +106,7 @@ def _summary(comparison: Comparison[Batch], side: str, greedy: bool) -> dict[str
         "target_forwards": sum(call.target_forwards for call in calls),
     }
     if greedy:  # rounding may tip a tie between two tokens, in bfloat16 above all
-        plain: list[Generated] = comparison.details("plain")
-        summary["rows_equal_to_plain"] = [
-            sum(a == b for x, y in zip(calls, plain, strict=True) for a, b in zip(x.rows, y.rows, strict=True)),
-            sum(len(call.rows) for call in calls),
-        ]
+        summary["rows_equal_to_plain"] = _equal_rows(comparison, side, target)
     stats = [call.stats for call in calls if call.stats is not None]
     if stats:
         total = specdec.SpeculationStats(
