@@ -45,7 +45,7 @@ class AutoLength:
     """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
 
     Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the decayed conditional acceptance at
-    depth d. Cost: k drafted tokens, and a step over k + 1 tokens; each the median of recent
+    depth d, which leans on that of depth d - 1 where little was seen. Cost: k drafted tokens, and a step over k + 1 tokens; each the median of recent
     measurements, interpolated between the widths that were seen.
 
     The first round drafts nothing, so that the plain step that everything is compared to is measured.
@@ -53,10 +53,13 @@ class AutoLength:
 
     _DECAY = 0.95  # per observed round: about 20 rounds of memory
     _RETRY_ROUNDS = 3
+    _HOPE = 3.0  # rounds of good acceptance imagined before the first: one bad round is no verdict
+    _LEAN = 2.0  # rounds that a depth borrows from the one above it
 
     def __init__(self, start: int = 3) -> None:
-        self._tried: list[float] = [1.0] * (MAX_DRAFT_TOKENS + 1)  # one optimistic observation a depth
-        self._accepted: list[float] = [0.7] * (MAX_DRAFT_TOKENS + 1)
+        self._tried: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)  # decayed counts by depth
+        self._accepted: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)
+        self._tried[1], self._accepted[1] = self._HOPE, 0.7 * self._HOPE
         self._draft: deque[float] = deque(maxlen=9)  # seconds a drafted token
         self._step: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))  # by verified width
         self._next = start
@@ -111,10 +114,12 @@ class AutoLength:
         if not self._draft:
             return self._next
         measured = max(self._step)  # widths; width w is depth w - 1
-        expected, product = 1.0, 1.0
+        expected, product, conditional = 1.0, 1.0, 0.0
         best, best_rate = 0, 1.0 / self._step_cost(1)
         for depth in range(1, min(measured, MAX_DRAFT_TOKENS) + 1):
-            product *= self._accepted[depth] / self._tried[depth]
+            lean = 0.0 if depth == 1 else self._LEAN
+            conditional = (self._accepted[depth] + lean * conditional) / (self._tried[depth] + lean)
+            product *= conditional
             expected += product
             rate = expected / (depth * median(self._draft) + self._step_cost(depth + 1))
             if rate > best_rate:
@@ -135,8 +140,8 @@ class AutoLength:
         return median(self._step[below[-1] if below else above[0]])
 
     def _forget(self) -> None:
-        """Lets a retry change the verdict: old acceptance counts for one observation only."""
-        for d in range(len(self._tried)):
-            if self._tried[d] > 1:
-                self._accepted[d] /= self._tried[d]
+        """Lets a retry change the verdict: earlier acceptance counts for one observation only."""
+        for d, tried in enumerate(self._tried):
+            if tried > 1:
+                self._accepted[d] /= tried
                 self._tried[d] = 1.0
