@@ -45,8 +45,9 @@ class AutoLength:
     """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
 
     Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the decayed conditional acceptance at
-    depth d, which leans on that of depth d - 1 where little was seen. Cost: k drafted tokens, and a step over k + 1 tokens; each the median of recent
-    measurements, interpolated between the widths that were seen.
+    depth d, which leans on that of depth d - 1 where little was seen. Cost: k drafted tokens, and a step
+    over k + 1 tokens; each the median of recent measurements, interpolated between the widths that were
+    seen.
 
     The first round drafts nothing, so that the plain step that everything is compared to is measured.
     """
