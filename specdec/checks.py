@@ -28,12 +28,12 @@ _HONOURED = frozenset(
 )
 # Fields that say nothing about the output: bookkeeping, and settings of modes that are refused or not entered.
 _IRRELEVANT = frozenset(
-    "transformers_version early_stopping length_penalty diversity_penalty num_beam_groups constraints "
+    "transformers_version early_stopping length_penalty diversity_penalty num_beam_groups "
     "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind "
     "target_lookbehind max_matching_ngram_size is_assistant compile_config disable_compile decoder_start_token_id "
     "encoder_no_repeat_ngram_size encoder_repetition_penalty generation_kwargs max_cache_len cache_config".split()
 )
-# Values, besides None and False, under which a field that is not honoured does nothing.
+# Values, besides None and (unless one is named here) False, under which a field not honoured does nothing.
 _NEUTRAL: dict[str, Any] = {"num_beams": 1, "guidance_scale": 1, "use_cache": True}
 _OWN_ARGUMENTS = {"drafter", "num_draft_tokens", "rule", "generator", "on_commit"}
 _REFUSED_ARGUMENTS = {
@@ -47,6 +47,7 @@ _REFUSED_ARGUMENTS = {
     "negative_prompt_ids": "classifier-free guidance needs a second forward a token.",
     "negative_prompt_attention_mask": "classifier-free guidance needs a second forward a token.",
     "custom_generate": "specdec is one itself.",
+    "cache_implementation": "specdec has a cache of its own.",
     "past_key_values": "each call prefills its own cache.",
     "inputs_embeds": "pass token ids as input_ids=.",
     "trust_remote_code": "specdec never runs code from a hub.",
@@ -97,6 +98,8 @@ def _check_ids(ids: Tensor, mask: Tensor | None, vocab_size: int) -> None:
         raise InputError(f"token id {bad} is outside the target's vocabulary 0..{vocab_size - 1}: another tokenizer?")
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise InputError(f"attention_mask must be a tensor, got {type(mask).__name__}.")
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask has shape {tuple(mask.shape)}, the prompt {tuple(ids.shape)}.")
     keep = mask.bool()
@@ -122,7 +125,7 @@ def read_limits(config: GenerationConfig, criteria: StoppingCriteriaList, input_
         if not isinstance(criterion, MaxLengthCriteria | EosTokenCriteria):
             raise UnsupportedOptionError(f"the stopping criterion {type(criterion).__name__} is not supported yet.")
     eos = config.eos_token_id
-    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    ids = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
     pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ids), 0)  # as transformers pads
     return Limits(int(config.max_length) - input_ids.shape[1], frozenset(int(i) for i in ids), int(pad))
 

@@ -237,8 +237,8 @@ def _verdict(loaded: Loaded, arguments: dict[str, Any], new: list[int], referenc
     place = f"outputs are equal up to token {found.position + 1} of {len(new)}: {words[0]} here, {words[1]} there."
     if found.is_near_tie:
         return Text(
-            f"{place} A near-tie: computed more precisely, their logits are {found.gap:.4f} apart, less than "
-            f"{dtype}'s own error of {found.noise:.4f} on either. Either order is right.",
+            f"{place} A near-tie: computed more precisely, their logits are {found.gap:.4f} apart, which "
+            f"{dtype}'s own error of up to {found.noise:.4f} on each can turn. Either order is right.",
             style="yellow",
         )
     return Text(

@@ -62,7 +62,8 @@ class SpeculativeDecoder:
         num_draft_tokens: NumDraftTokens = "auto",
         rule: Rule = "rejection",
     ) -> None:
-        if num_draft_tokens != "auto" and num_draft_tokens not in range(1, MAX_DRAFT_TOKENS + 1):
+        is_count = type(num_draft_tokens) is int and 1 <= num_draft_tokens <= MAX_DRAFT_TOKENS
+        if num_draft_tokens != "auto" and not is_count:
             raise OptionError(
                 f"num_draft_tokens must be an integer from 1 to {MAX_DRAFT_TOKENS} or 'auto', got "
                 f"{num_draft_tokens!r}. To decode without drafts, leave out the drafter."
@@ -91,6 +92,13 @@ class SpeculativeDecoder:
     ) -> Tensor | SpeculativeOutput:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
         runner = check_call(target, inputs, kwargs)
+        kwargs.pop("custom_generate", None)  # None, or check_call would have refused it
+        # Processors are built where the prompt is and run where the logits are: one place for both.
+        home = next((t.device for t in (inputs, kwargs.get("input_ids")) if t is not None), runner.device)
+        inputs = None if inputs is None else inputs.to(runner.device)
+        for name in ("input_ids", "attention_mask"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = kwargs[name].to(runner.device)
         if self.drafter is not None:
             self.drafter.check(target)
 
@@ -119,7 +127,7 @@ class SpeculativeDecoder:
                 on_commit,
             )
             new = decoding.run()
-            sequences = _sequences(input_ids, new, limits.pad_token_id)
+            sequences = _sequences(input_ids, new, limits.pad_token_id).to(home)
             if not generation_config.return_dict_in_generate:
                 return sequences
             return SpeculativeOutput(sequences=cast(torch.LongTensor, sequences), speculation=decoding.stats)

@@ -1,14 +1,15 @@
 """The only decoding loop: propose, forward, verify, commit.
 
-Host syncs: one per target forward, when the round's outcome (tokens, accepted counts) is read. Prefix-
-dependent processors on trees add one for the parents. Drafters that read host tokens add none, since the
-outcome that they read is already there. `SpeculationStats.host_syncs` counts them.
+Host syncs: one read per target forward, when the round's outcome (tokens, accepted counts) is fetched.
+Prefix-dependent processors on trees add one for the parents. Drafters that read host tokens add none, since
+the outcome that they read is already there. `SpeculationStats.host_syncs` counts these reads. Small
+host-to-device copies (a drafter's limits, n-gram proposals, groups of prefixes) are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
@@ -25,7 +26,7 @@ from specdec.stats import SpeculationStats
 from specdec.target import ModelRunner
 from specdec.types import Acceptance, Proposal
 from specdec.verify import block, greedy, rejection
-from specdec.window import build_window, plan
+from specdec.window import ancestor_matrix, build_window, plan
 
 Rule = Literal["rejection", "block"]
 
@@ -81,8 +82,10 @@ class Decoding:
             with torch.inference_mode():  # measured: 7 to 10 % less a forward than under no_grad, on a CPU
                 self._decode(outputs)
         finally:
-            self.session.close()
-            self.target.release()
+            try:
+                self.session.close()
+            finally:
+                self.target.release()
             self.stats.draft_calls = self.session.forwards
             self.stats.new_tokens = sum(map(len, outputs))
             self.stats.total_seconds = perf_counter() - begun
@@ -112,6 +115,10 @@ class Decoding:
         if max(limit) <= 0:
             return nothing
         proposal = self.session.propose(state, limit)
+        if not isinstance(proposal, Proposal):
+            raise DrafterError(
+                f"{type(self.session).__name__}.propose returned {type(proposal).__name__}, no Proposal."
+            )
         proposal.check(state.batch_size)
         if proposal.depth > max(limit):
             raise DrafterError(
@@ -123,8 +130,7 @@ class Decoding:
         """One target forward and its consequences; returns the cache's lengths."""
         state, lengths = self.state, self.state.host_lengths
         drafting_done = perf_counter()
-        in_range = (proposal.tokens >= 0) & (proposal.tokens < state.vocab_size)
-        proposal = _clamped(proposal, state.vocab_size)
+        proposal, broken = proposal.repaired(state.vocab_size)
         shape = plan(seen, lengths, proposal)
         window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
         first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
@@ -135,9 +141,8 @@ class Decoding:
         keep = None if proposal.is_chain else F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))
         cache.commit(window.num_pending + acceptance.num_accepted, keep)
         new = acceptance.tokens(proposal)
-        broken = ~(in_range | ~proposal.valid).all(1)
         outcome = torch.cat([acceptance.num_accepted[:, None], broken[:, None], new], dim=1)
-        depths = proposal.valid.sum(1) if proposal.is_chain else _depths(proposal)
+        depths = _depths(proposal)
         host = torch.cat([depths[:, None], outcome], dim=1).tolist()  # the round's host sync
         self.stats.host_syncs += 1
         self._check(host)
@@ -185,7 +190,8 @@ class Decoding:
         for _, accepted, broken, *tokens in host:
             if broken:
                 raise DrafterError(
-                    f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}."
+                    f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}, a "
+                    "parent or q_index out of range, or a q that is no distribution."
                 )
             if tokens[accepted] < 0:
                 raise NumericalError(
@@ -213,13 +219,6 @@ class Decoding:
         return staying
 
 
-def _clamped(proposal: Proposal, vocab_size: int) -> Proposal:
-    """The proposal with every id inside the embedding: a bad one is reported afterwards, not by a crash in a kernel."""
-    if proposal.num_nodes == 0:
-        return proposal
-    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1))
-
-
 def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], lengths: list[int]) -> Tensor:
     """Picks each row's root and nodes, [B, N + 1, V], from the kept logits [B, K, V]; root [B] is the root's index."""
     pending = [n - s for n, s in zip(lengths, seen, strict=True)]
@@ -230,10 +229,7 @@ def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], len
 
 
 def _depths(proposal: Proposal) -> Tensor:
-    """[B] the deepest valid node of each row's tree."""
-    depth = torch.zeros_like(proposal.tokens)
-    for node in range(proposal.num_nodes):
-        parent = proposal.parents[:, node : node + 1]
-        above = torch.where(parent >= 0, depth.gather(1, parent.clamp(min=0)), 0)
-        depth[:, node : node + 1] = above + 1
-    return torch.where(proposal.valid, depth, 0).amax(1)
+    """[B] the deepest valid node of each row."""
+    if proposal.is_chain:
+        return proposal.valid.sum(1)
+    return torch.where(proposal.valid, ancestor_matrix(proposal).sum(-1), 0).amax(1)

@@ -11,7 +11,8 @@ class SpeculationStats:
     """What speculation did during one `generate()`.
 
     A *row-round* is one row's part in one verification forward; prefill is counted apart, so that
-    `acceptance_length` is what a decoding forward yields.
+    `acceptance_length` is what a decoding forward yields. Seconds are the host's: on CUDA a draft's kernels
+    still run when drafting returns, and their time shows under verify.
 
     Example:
         >>> stats = SpeculationStats(row_rounds=10, drafted=40, accepted=20)

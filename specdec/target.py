@@ -39,8 +39,15 @@ class ModelRunner:
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.rope_switch: int | None = _rope_switch(config)
         self._keeps_logits = "logits_to_keep" in parameters
-        self.device: torch.device = input_device(model)
-        self.dtype: torch.dtype = model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its input now; it may have been moved since."""
+        return input_device(self.model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
 
     def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
         """An empty cache for this model with room for `capacity` tokens a row."""
@@ -92,6 +99,8 @@ def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> Non
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; specdec decodes decoder-only models so far.")
+    if "past_key_values" not in parameters and "cache_params" not in parameters:
+        raise UnsupportedModelError(f"{name}.forward takes no cache (past_key_values), so nothing can be rolled back.")
     if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
         raise UnsupportedModelError(
             f"{name} keeps a recurrent state, which specdec cannot roll back yet. Use model.generate() for it."
@@ -102,6 +111,11 @@ def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> Non
         kinds = sorted(layer_types - {"full_attention"}) or [f"sliding_window={windowed}"]
         raise UnsupportedModelError(
             f"{name} has layers that are not full attention ({', '.join(kinds)}), which specdec cannot roll back yet. "
+            "Use model.generate() for it."
+        )
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        raise UnsupportedModelError(
+            f"{name} has local attention layers, whose window it keeps by slot and not by position. "
             "Use model.generate() for it."
         )
     if "position_ids" not in parameters:

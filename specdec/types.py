@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -103,8 +103,32 @@ class Proposal:
                 f"q_index={'given' if self.q_index is not None else None}: sampled tokens need q and q_index, "
                 "tokens that were not sampled must have neither."
             )
+        if self.q_index is not None and (self.q_index.shape != expected or self.q_index.dtype != torch.int64):
+            raise DrafterError(f"Proposal.q_index must be int64 {expected}, got {tuple(self.q_index.shape)}.")
         if self.q is not None and (self.q.dim() != 3 or self.q.shape[0] != batch_size):
             raise DrafterError(f"Proposal.q has shape {tuple(self.q.shape)}; expected [{batch_size}, M, V].")
+
+    def repaired(self, vocab_size: int) -> tuple[Proposal, Tensor]:
+        """A proposal that no kernel can trip over, and [B] bool: what had to be repaired breaks the contract.
+
+        Works on the device without a sync; the loop reads the flags with the round's outcome. Token ids,
+        parents and q_index out of range are clamped; a chain ends at its first invalid node, which is
+        no breach; a q that is no distribution can only be told.
+        """
+        if self.num_nodes == 0:
+            return self, torch.zeros(self.tokens.shape[0], dtype=torch.bool, device=self.tokens.device)
+        nodes = torch.arange(self.num_nodes, device=self.tokens.device)
+        tokens = self.tokens.clamp(0, vocab_size - 1)
+        parents = torch.minimum(self.parents.clamp(min=-1), nodes - 1)
+        valid = self.valid.cumprod(1).bool() if self.is_chain else self.valid
+        broken = ((tokens != self.tokens) | (parents != self.parents)) & valid
+        q_index = self.q_index
+        if self.q is not None and q_index is not None:
+            tolerance = 2e-2 if self.q.dtype in (torch.bfloat16, torch.float16) else 1e-3
+            fair = (self.q >= 0).all(-1) & ((self.q.sum(-1) - 1).abs() < tolerance)  # [B, M]; NaN is not
+            q_index = q_index.clamp(0, self.q.shape[1] - 1)
+            broken = broken | (((q_index != self.q_index) | ~fair.gather(1, q_index)) & valid)
+        return replace(self, tokens=tokens, parents=parents, valid=valid, q_index=q_index), broken.any(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,9 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "zero drafts": ({"num_draft_tokens": 0}, specdec.OptionError, "from 1 to"),
     "negative drafts": ({"num_draft_tokens": -2}, specdec.OptionError, "from 1 to"),
     "fractional drafts": ({"num_draft_tokens": 2.5}, specdec.OptionError, "from 1 to"),
+    "float drafts": ({"num_draft_tokens": 2.0}, specdec.OptionError, "from 1 to"),
+    "paged": ({"cache_implementation": "paged"}, specdec.UnsupportedOptionError, "cache_implementation"),
+    "mask list": ({"input_ids": torch.tensor([[1, 2]]), "attention_mask": [[1, 1]]}, specdec.InputError, "tensor"),
     "rule": ({"rule": "typical"}, specdec.OptionError, "rejection"),
     "no drafter": ({"drafter": "model"}, specdec.OptionError, "Drafter"),
     "id too large": ({"input_ids": torch.tensor([[1, VOCAB_SIZE]])}, specdec.InputError, "vocabulary"),
@@ -280,6 +284,22 @@ BROKEN: dict[str, tuple[Callable[[specdec.DecodeState, int], specdec.Proposal], 
     "dtype": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size, d, dtype=torch.int32)), "dtype"),
     "batch": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size + 1, d, dtype=torch.int64)), "shape"),
     "too many": (lambda s, d: specdec.Proposal.chain(torch.zeros(s.batch_size, d + 1, dtype=torch.int64)), "at most"),
+    "nothing": (lambda s, d: None, "no Proposal"),
+    "q no distribution": (
+        lambda s, d: specdec.Proposal.chain(
+            torch.zeros(s.batch_size, 1, dtype=torch.int64), q=torch.full((s.batch_size, 1, VOCAB_SIZE), 0.5)
+        ),
+        "no distribution",
+    ),
+    "q_index": (
+        lambda s, d: dataclasses.replace(
+            specdec.Proposal.chain(
+                torch.zeros(s.batch_size, 1, dtype=torch.int64), q=torch.eye(VOCAB_SIZE)[:1].repeat(s.batch_size, 1, 1)
+            ),
+            q_index=torch.full((s.batch_size, 1), 7),
+        ),
+        "q_index",
+    ),
     "q missing": (
         lambda s, d: specdec.Proposal(
             torch.zeros(s.batch_size, 1, dtype=torch.int64),
@@ -325,3 +345,23 @@ def test_finished_rows_are_padded_as_in_transformers() -> None:
     expected = target.generate(**arguments)
     assert len({int((row == free[0, 20]).sum()) for row in expected}) > 1
     assert torch.equal(specdec.generate(target, **arguments, drafter=DRAFT, num_draft_tokens=4), expected)
+
+
+def test_a_gap_in_a_chain_ends_it() -> None:
+    """Nodes behind an invalid one are not there, whatever their own flag says."""
+
+    def gapped(state: specdec.DecodeState, depth: int) -> specdec.Proposal:
+        tokens = torch.full((state.batch_size, depth), 3)
+        return specdec.Proposal.chain(tokens, (torch.arange(depth) != 0).expand_as(tokens))
+
+    out = specdec.generate(
+        TARGET, **INPUTS, drafter=_proposer(gapped), num_draft_tokens=3, max_new_tokens=20, return_dict_in_generate=True
+    )
+    assert torch.equal(out.sequences, TARGET.generate(**INPUTS, max_new_tokens=20))
+    assert out.speculation.drafted == 0
+
+
+def test_eos_as_a_tensor() -> None:
+    eos = TARGET.generate(**INPUTS, max_new_tokens=20)[0, -8:-6]
+    arguments = {**INPUTS, "max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0}
+    assert torch.equal(specdec.generate(TARGET, **arguments, drafter=DRAFT), TARGET.generate(**arguments))

@@ -26,11 +26,11 @@ def test_full_attention_passes(architecture: str, attention: str) -> None:
     assert probing.relative_error(ModelRunner(tiny(architecture, attention=attention))) < 1e-5
 
 
-def local_attention() -> PreTrainedModel:
+def local_attention(window_size: int) -> PreTrainedModel:
     """GPTNeo's local layers look back over a window that no cache or mask of ours knows of."""
     torch.manual_seed(0)
     config = GPTNeoConfig(
-        vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=16, window_size=2,
+        vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=16, window_size=window_size,
         attention_types=[[["global", "local"], 1]], initializer_range=1.0,
     )  # fmt: skip
     return GPTNeoForCausalLM(config).eval()
@@ -57,9 +57,11 @@ def test_a_model_that_ignores_masks_is_refused() -> None:
         specdec.generate(model, torch.tensor([[5, 6, 7]]), max_new_tokens=3, pad_token_id=0)
 
 
-def test_a_hidden_window_is_refused() -> None:
-    with pytest.raises(specdec.UnsupportedModelError):
-        specdec.generate(local_attention(), torch.tensor([[5, 6, 7]]), max_new_tokens=3, pad_token_id=0)
+@pytest.mark.parametrize("window_size", [2, 16, 256])
+def test_a_hidden_window_is_refused(window_size: int) -> None:
+    """Also one that is longer than the probe."""
+    with pytest.raises(specdec.UnsupportedModelError, match="local"):
+        specdec.generate(local_attention(window_size), torch.tensor([[5, 6, 7]]), max_new_tokens=3, pad_token_id=0)
 
 
 def test_models_without_position_ids_are_refused() -> None:
@@ -126,3 +128,10 @@ def test_longrope_does_not_switch_in_the_middle() -> None:
     with pytest.raises(specdec.InputError, match="longrope"):
         specdec.generate(model, ids, max_new_tokens=10)
     assert specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=6).shape[1] == 16
+
+
+def test_nan_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "relative_error", lambda _: float("nan"))
+    monkeypatch.setattr(probing, "_passed", set())
+    with pytest.raises(specdec.UnsupportedModelError, match="nan"):
+        probing.probe(ModelRunner(tiny("llama")))

@@ -83,7 +83,7 @@ class FullAttentionLayer(CacheLayerMixin):
         """Row i becomes old row rows[i], in place where the buffer has room."""
         for name in ("keys", "values"):
             buffer = getattr(self, name)
-            taken = buffer[rows, :, :extent]
+            taken = buffer[rows.to(buffer.device), :, :extent]
             if len(rows) > buffer.shape[0]:
                 buffer = buffer.new_zeros(len(rows), *buffer.shape[1:])
                 setattr(self, name, buffer)
@@ -120,7 +120,7 @@ class RollbackCache(Cache):
         capacity: slots to start with; grown geometrically when a window needs more.
 
     Attributes:
-        lengths: [B] int64, committed tokens of each row (a tensor at a fixed address).
+        lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
         extent: int, slots that the current window's attention may look at.
     """
 

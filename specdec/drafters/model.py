@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.drafters.base import Drafter, DraftSession
@@ -36,6 +37,7 @@ class ModelSession(DraftSession):
         self._cache = runner.new_cache(state.batch_size, max(state.host_lengths) + 1)
         self._seen = [0] * state.batch_size  # the cache's lengths, known on the host
         self._lengths = list(self._seen)  # committed tokens at the last proposal
+        self._pending = self._cache.lengths  # [B] committed tokens that the last proposal fed first
         self._forwards = 0
 
     def close(self) -> None:
@@ -53,6 +55,7 @@ class ModelSession(DraftSession):
         if depth <= 0:
             return Proposal.empty(state.batch_size, state.device)
         self._lengths = lengths
+        self._pending = state.lengths - self._cache.lengths
         logits = self._catch_up(state, lengths)
         tokens: list[Tensor] = []
         q: list[Tensor] = []
@@ -70,8 +73,7 @@ class ModelSession(DraftSession):
             return
         # The last drafted token was never fed, so at most depth - 1 of the accepted ones are in the cache.
         kept = torch.clamp(acceptance.num_accepted, max=proposal.depth - 1)
-        before = torch.tensor([n - s for n, s in zip(self._lengths, self._seen, strict=True)], device=kept.device)
-        self._cache.commit(before + kept)
+        self._cache.commit(self._pending + kept)
         self._seen = [n + min(a, proposal.depth - 1) for n, a in zip(self._lengths, num_accepted, strict=True)]
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
@@ -104,7 +106,10 @@ class ModelSession(DraftSession):
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
-        return self._runner.forward(window, self._cache, keep)[..., : state.vocab_size]
+        logits = self._runner.forward(window, self._cache, keep)[..., : state.vocab_size]
+        # One padded to fewer gets the target's width, since processors fix theirs at the first call.
+        missing = state.vocab_size - logits.shape[-1]
+        return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
     def _choose(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor:
         """The next token [B] after the drafted ones; appends its distribution to q when sampling."""
@@ -165,13 +170,15 @@ class ModelDrafter(Drafter):
                 f"the draft is on {self._runner.device}, the target takes its input on {device}: "
                 f"move the draft with draft.to({str(device)!r})."
             )
-        if self.model is target or self._compared or self.model in _WARNED:
+        if self.model is target or self._compared:
             return
         if abs(size - target_size) > _MAX_PADDING:
             raise DraftMismatchError(
                 f"the target has {target_size} token ids and the draft {size}: not the same tokenizer. Use a draft of "
                 "the target's family, or prove that the vocabularies agree by giving ModelDrafter both tokenizers."
             )
+        if self.model in _WARNED:
+            return
         logger.warning(
             "target and draft have %d and %d token ids; their contents were not compared. "
             "ModelDrafter(draft, tokenizer=..., draft_tokenizer=...) compares them.",

@@ -175,7 +175,7 @@ def _ratio(p: Tensor, q: Tensor | None, proposal: Proposal) -> tuple[Tensor, Ten
     """
     p_x = p.gather(2, proposal.tokens[:, :, None]).squeeze(2)
     if q is None:
-        return p_x, proposal.valid
+        return p_x, proposal.valid.cumprod(1).bool()
     assert proposal.q_index is not None
     q_x = q.flatten(1).gather(1, proposal.q_index * q.shape[2] + proposal.tokens)
     return p_x / q_x, (proposal.valid & (q_x > 0)).cumprod(1).bool()

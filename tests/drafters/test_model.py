@@ -34,7 +34,7 @@ def llama(vocab_size: int) -> LlamaForCausalLM:
 def test_padded_vocabularies(vocab_size: int, do_sample: bool) -> None:
     """A draft with fewer or more (padding) ids than the target proposes only what the target can read."""
     target, inputs = tiny("llama"), prompts(2)
-    arguments = {**inputs, "max_new_tokens": 30, "do_sample": do_sample}
+    arguments = {**inputs, "max_new_tokens": 30, "do_sample": do_sample, "bad_words_ids": [[5]]}
     out = specdec.generate(
         target, **arguments, drafter=llama(vocab_size), num_draft_tokens=3, return_dict_in_generate=True
     )
@@ -71,6 +71,15 @@ def test_other_sizes_and_contents_are_refused() -> None:
     other = LlamaForCausalLM(config).to(torch.float64)
     with pytest.raises(specdec.DraftMismatchError, match="96 token ids and the draft 4096"):
         specdec.generate(target, **prompts(1), drafter=other, max_new_tokens=3)
+
+
+def test_the_size_is_compared_with_every_target() -> None:
+    """A draft that was taken on trust for one target is not trusted with the next."""
+    drafter = specdec.ModelDrafter(llama(VOCAB_SIZE))
+    drafter.check(tiny("llama"))
+    large, _, _ = specdec.bundled_pair()
+    with pytest.raises(specdec.DraftMismatchError, match="4096"):
+        drafter.check(large)
 
 
 def test_tokenizers_are_compared_by_content() -> None:
