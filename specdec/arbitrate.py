@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from specdec.target import input_device
+
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 
 
@@ -50,8 +52,7 @@ def first_divergence(
     if position is None:
         return None
     a, b = new[position], other[position]
-    device = next(model.get_input_embeddings().parameters()).device
-    ids = torch.tensor([[*prompt, *new[:position]]], device=device)
+    ids = torch.tensor([[*prompt, *new[:position]]], device=input_device(model))
     narrow = model(ids).logits[0, -1]
     wide_dtype = _WIDER.get(model.dtype, torch.float64)
     wider: torch.nn.Module = copy.deepcopy(model)

@@ -82,12 +82,14 @@ def check_call(target: PreTrainedModel, inputs: Tensor | None, kwargs: dict[str,
     runner = ModelRunner(target)
     ids = inputs if inputs is not None else kwargs.get("input_ids")
     if ids is not None:
-        _check_ids(ids, kwargs.get("attention_mask"), runner.vocab_size)
+        _check_ids(ids, runner.vocab_size)
+        if kwargs.get("attention_mask") is not None:
+            _check_padding(ids, kwargs["attention_mask"])
     return runner
 
 
-def _check_ids(ids: Tensor, mask: Tensor | None, vocab_size: int) -> None:
-    """Raises InputError for prompts that cannot be decoded."""
+def _check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raises InputError for token ids that cannot be decoded."""
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         raise InputError("the prompt must be an integer tensor [batch, length]; tokenize with return_tensors='pt'.")
     if ids.numel() == 0:
@@ -96,8 +98,10 @@ def _check_ids(ids: Tensor, mask: Tensor | None, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
         raise InputError(f"token id {bad} is outside the target's vocabulary 0..{vocab_size - 1}: another tokenizer?")
-    if mask is None:
-        return
+
+
+def _check_padding(ids: Tensor, mask: Tensor) -> None:
+    """Raises InputError unless the mask [B, T] of ids [B, T] hides padding at the left, and nothing else."""
     if not isinstance(mask, Tensor):
         raise InputError(f"attention_mask must be a tensor, got {type(mask).__name__}.")
     if mask.shape != ids.shape:
@@ -136,7 +140,7 @@ def checked_mask(
     """The padding mask [B, T] bool; checks what only the prepared call shows."""
     mask: Tensor | None = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
-    _check_ids(input_ids, mask, runner.vocab_size)
+    _check_padding(input_ids, mask)
     longest = int(mask.sum(1).max())
     wanted = int(config.max_length) - input_ids.shape[1] + longest
     if runner.max_positions is not None and wanted > runner.max_positions:

@@ -75,7 +75,7 @@ class Loaded:
 
 
 def native_dtype(device: str) -> torch.dtype:
-    """bfloat16, except on CPUs that only emulate it: there verifying five tokens costs three plain steps."""
+    """bfloat16, except on CPUs that only emulate it: there verifying five tokens costs two plain steps."""
     if (
         torch.device(device).type != "cpu"
         or torch.cpu._is_avx512_bf16_supported()

@@ -64,33 +64,29 @@ class AutoLength:
         self._draft: deque[float] = deque(maxlen=9)  # seconds a drafted token
         self._step: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))  # by verified width
         self._next = start
-        self._rounds = 0
-        self._asked = 0
         self._pause = 8  # plain rounds before the next try, doubled by each failure
         self._wait = 0
         self._retrying = 0
 
     def choose(self) -> int:
-        self._rounds += 1
-        if self._rounds == 1:
-            self._asked = 0
-        elif self._wait > 0:
+        if not self._step:  # the first round
+            return 0
+        if self._wait > 0:
             self._wait -= 1
-            self._asked = 0
             if self._wait == 0:
                 self._retrying = self._RETRY_ROUNDS
                 self._forget()
-        elif self._retrying > 0:
+            return 0
+        if self._retrying > 0:
             self._retrying -= 1
-            self._asked = min(2, max(1, self._next))
+            return min(2, max(1, self._next))
+        best = self._best()
+        if best == 0:
+            self._wait = self._pause
+            self._pause = min(2 * self._pause, 256)
         else:
-            self._asked = self._best()
-            if self._asked == 0:
-                self._wait = self._pause
-                self._pause = min(2 * self._pause, 256)
-            else:
-                self._next = self._asked
-        return self._asked
+            self._next = best
+        return best
 
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
@@ -129,16 +125,16 @@ class AutoLength:
 
     def _step_cost(self, width: int) -> float:
         """Seconds of a step over `width` tokens: measured, or from the nearest widths that were."""
-        known = sorted(w for w, times in self._step.items() if times)
-        if self._step.get(width):
+        if width in self._step:
             return median(self._step[width])
-        below = [w for w in known if w < width]
-        above = [w for w in known if w > width]
-        if below and above:
-            low, high = below[-1], above[0]
-            share = (width - low) / (high - low)
-            return (1 - share) * median(self._step[low]) + share * median(self._step[high])
-        return median(self._step[below[-1] if below else above[0]])
+        low = max((w for w in self._step if w < width), default=None)
+        high = min((w for w in self._step if w > width), default=None)
+        if low is None or high is None:
+            nearest = high if low is None else low
+            assert nearest is not None
+            return median(self._step[nearest])
+        share = (width - low) / (high - low)
+        return (1 - share) * median(self._step[low]) + share * median(self._step[high])
 
     def _forget(self) -> None:
         """Lets a retry change the verdict: earlier acceptance counts for one observation only."""

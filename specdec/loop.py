@@ -141,9 +141,8 @@ class Decoding:
         keep = None if proposal.is_chain else F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))
         cache.commit(window.num_pending + acceptance.num_accepted, keep)
         new = acceptance.tokens(proposal)
-        outcome = torch.cat([acceptance.num_accepted[:, None], broken[:, None], new], dim=1)
-        depths = _depths(proposal)
-        host = torch.cat([depths[:, None], outcome], dim=1).tolist()  # the round's host sync
+        outcome = [_depths(proposal)[:, None], acceptance.num_accepted[:, None], broken[:, None], new]
+        host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
         self.stats.host_syncs += 1
         self._check(host)
         num_accepted = [h[1] for h in host]

@@ -1,8 +1,8 @@
 """Three small forwards that show whether a model can be rolled back, before it is trusted with an output.
 
 Refusing by name misses what nobody listed: positions that are counted rather than given, a mask that is
-ignored, a state outside the cache. (A hidden window longer than the probe is not seen by it.) So each kind of model
-is asked once a process: do a ragged prefill and a tree of drafts give the logits of a plain forward?
+ignored, a state outside the cache. So each kind of model is asked once a process: do a ragged prefill and a
+tree of drafts give the logits of a plain forward? (A hidden window longer than the probe is not seen by it.)
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Sampler:
             prefixes: may be None if not `needs_prefix`.
         """
         scores = logits.to(torch.float32)
-        flat = scores.view(-1, scores.shape[-1]) if scores.is_contiguous() else scores.reshape(-1, scores.shape[-1])
+        flat = scores.reshape(-1, scores.shape[-1])
         groups = None
         for processor in self.processors:
             if type(processor) in _IGNORE_PREFIX:

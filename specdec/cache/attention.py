@@ -1,7 +1,7 @@
 """RollbackCache for full attention: preallocated, per-row lengths, rollback by changing a number.
 
-A committed token lives in the slot of its own position, whatever the padding of the prompt was (the
-edge hands over right-aligned windows, so padding never enters). Slots at and after a row's length are
+A committed token lives in the slot of its own position, whatever the padding of the prompt was (windows
+start with a row's first token, so left padding never enters). Slots at and after a row's length are
 free: a rejected chain is forgotten by not advancing the length, and the next window overwrites it. A
 tree writes its nodes to consecutive slots and moves its accepted path, inside the window, at commit.
 """
@@ -132,7 +132,6 @@ class RollbackCache(Cache):
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         torch._dynamo.mark_static_address(self.lengths)
         self.extent = 0
-        self.window_width = 0
         self.level = False
         self.window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device), self.capacity)
 
@@ -140,6 +139,11 @@ class RollbackCache(Cache):
     def seen(self) -> Tensor:
         """[B] int64: committed tokens that the cache covers."""
         return self.lengths
+
+    @property
+    def window_width(self) -> int:
+        """Tokens a row that the current window writes."""
+        return self.window.slots.shape[1]
 
     @property
     def cache_bytes(self) -> int:
@@ -163,7 +167,6 @@ class RollbackCache(Cache):
             self._grow(extent)
         self.window = Slots(slots, self.capacity)
         self.extent = extent
-        self.window_width = slots.shape[1]
         self.level = level
 
     def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
