@@ -1,6 +1,8 @@
 """specdec: speculative decoding for Hugging Face transformers. The same output, sooner."""
 
+from specdec.attach import Attachment, attached
 from specdec.bundled import bundled_pair, bundled_prompts
+from specdec.decode import SpeculativeOutput
 from specdec.drafters import Drafter, DraftSession, ModelDrafter, NgramDrafter
 from specdec.errors import (
     DrafterError,
@@ -12,16 +14,20 @@ from specdec.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from specdec.generate import SpeculativeDecoder, SpeculativeOutput, generate
+from specdec.generate import SpeculativeDecoder, generate
 from specdec.loop import Committed
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
+from specdec.streaming import AggregatedStreamer
+from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Law, Proposal
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Acceptance",
+    "AggregatedStreamer",
+    "Attachment",
     "Committed",
     "DecodeState",
     "DraftMismatchError",
@@ -35,12 +41,15 @@ __all__ = [
     "NumericalError",
     "OptionError",
     "Proposal",
+    "Source",
     "SpecdecError",
     "SpeculationStats",
     "SpeculativeDecoder",
     "SpeculativeOutput",
+    "Trace",
     "UnsupportedModelError",
     "UnsupportedOptionError",
+    "attached",
     "bundled_pair",
     "bundled_prompts",
     "generate",

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from jinja2 import TemplateError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,10 +25,12 @@ from transformers.utils import logging as hf_logging
 
 from specdec.arbitrate import first_divergence
 from specdec.bundled import bundled_pair, bundled_prompts
+from specdec.decode import SpeculativeOutput
 from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
-from specdec.errors import SpecdecError
-from specdec.generate import SpeculativeDecoder, SpeculativeOutput
+from specdec.errors import OptionError, SpecdecError
+from specdec.generate import SpeculativeDecoder
 from specdec.loop import Committed
+from specdec.pieces import Pieces
 from specdec.stats import SpeculationStats
 
 app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the same output, only sooner.")
@@ -35,6 +38,8 @@ DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _DRAFT_HELP = "Draft model, 'ngram' or 'none'; if omitted the bundled draft, with --target ngram."
 _DTYPE_HELP = "bfloat16, float16, float32 or auto: bfloat16 where the device computes in it, else float32."
+_CHAT_HELP = "The prompt is a user's message: put it into the tokenizer's chat template."
+_TEMPLATE_HELP = "Jinja file to use in place of the tokenizer's chat template, with --chat."
 
 
 @app.callback()
@@ -51,18 +56,28 @@ class TextStream:
 
     console: Console
     tokenizer: PreTrainedTokenizerBase
-    tokens: list[int] = field(default_factory=list)
-    printed: int = 0  # characters
+    pieces: Pieces = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces = Pieces(self.tokenizer, skip_special_tokens=True)
 
     def __call__(self, part: Committed) -> None:
         for i, token in enumerate(part.tokens):
-            self.tokens.append(token)
-            text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
-            if text.endswith("\N{REPLACEMENT CHARACTER}"):
-                continue
-            style = DRAFT_STYLE if i < part.num_accepted else TARGET_STYLE
-            self.console.print(Text(text[self.printed :], style=style), end="", soft_wrap=True)
-            self.printed = len(text)
+            self._print(self.pieces.add(token), DRAFT_STYLE if i < part.num_accepted else TARGET_STYLE)
+        if part.finished:
+            self._print(self.pieces.flush(), TARGET_STYLE)
+
+    def _print(self, text: str | None, style: str) -> None:
+        if text:
+            self.console.print(Text(text, style=style), end="", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How `--chat` turns the prompt into a conversation."""
+
+    system: str | None = None
+    template: str | None = None  # the tokenizer's own if None
 
 
 @dataclass
@@ -124,12 +139,68 @@ def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | No
     return bundled_prompts()[0]["prompt"]
 
 
+def _read_chat(chat: bool, system: str | None, template: pathlib.Path | None) -> Chat | None:
+    """What was asked for by --chat, --system and --chat-template; None for a prompt as it stands."""
+    if chat:
+        return Chat(system, None if template is None else template.read_text(encoding="utf-8"))
+    for option, value in (("--system", system), ("--chat-template", template)):
+        if value is not None:
+            raise typer.BadParameter(f"{option} is a part of a conversation: add --chat, or leave it out.")
+    return None
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: Chat | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The text that the model continues, and its tokens.
+
+    Args:
+        chat: put the prompt into the chat template, which writes all special tokens itself.
+
+    Returns:
+        The text, and a dict of `input_ids` and `attention_mask`, both [1, T] int64.
+
+    Raises:
+        OptionError: there is no chat template, or it fails or does without the system message.
+    """
+    if chat is None:
+        return prompt, dict(tokenizer(prompt, return_tensors="pt"))
+    if chat.template is None and tokenizer.chat_template is None:
+        raise OptionError(
+            "--chat needs a chat template and this tokenizer has none, as is usual for models that were not "
+            "trained to converse: leave out --chat, or pass a Jinja file with --chat-template FILE."
+        )
+    messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    messages.append({"role": "user", "content": prompt})
+    apply: Any = tokenizer.apply_chat_template
+    options = {"chat_template": chat.template, "add_generation_prompt": True}
+    try:
+        text = apply(messages, tokenize=False, **options)
+        inputs = apply(messages, return_tensors="pt", return_dict=True, **options)
+        unheard = chat.system is not None and chat.system not in text
+        unheard = unheard and text == apply(messages[-1:], tokenize=False, **options)
+    except TemplateError as error:
+        raise OptionError(
+            f"the chat template failed: {error}. Correct it, pass another with --chat-template FILE, or leave out "
+            "what it does not know (some know no --system)."
+        ) from None
+    if unheard:
+        raise OptionError(
+            "the chat template leaves the system message out: leave out --system and write it into the prompt, or "
+            "pass another template with --chat-template FILE."
+        )
+    return text, dict(inputs)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' reads standard input.")] = None,
     file: Annotated[pathlib.Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     target: Annotated[str | None, typer.Option(help="Model directory or hub id; bundled if omitted.")] = None,
     draft: Annotated[str | None, typer.Option(help=_DRAFT_HELP)] = None,
+    chat: Annotated[bool, typer.Option("--chat", help=_CHAT_HELP)] = False,
+    system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
+    chat_template: Annotated[pathlib.Path | None, typer.Option(help=_TEMPLATE_HELP)] = None,
     num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="An integer, or 'auto'.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -153,12 +224,13 @@ def generate(
     torch.manual_seed(seed)
     try:
         text = _read_prompt(prompt, file, target)
+        conversation = _read_chat(chat, system, chat_template)
         loaded = _load(target, draft, _DTYPES.get(dtype) or native_dtype(device), device)
         decoder = SpeculativeDecoder(loaded.drafter, "auto" if num_draft_tokens == "auto" else int(num_draft_tokens))
-        inputs = dict(loaded.tokenizer(text, return_tensors="pt").to(device))
+        text, inputs = encode_prompt(loaded.tokenizer, text, conversation)
         arguments: dict[str, Any] = {
-            "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"],
+            "input_ids": inputs["input_ids"].to(device),
+            "attention_mask": inputs["attention_mask"].to(device),
             "max_new_tokens": max_new_tokens,
             "do_sample": temperature > 0,
         }

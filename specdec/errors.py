@@ -46,3 +46,7 @@ class DrafterError(SpecdecError, RuntimeError):
 
 class NumericalError(SpecdecError, RuntimeError):
     """The target's logits do not define a distribution."""
+
+
+# What is raised before any decoding forward: the call could still be decoded otherwise.
+REFUSALS = (OptionError, InputError, DraftMismatchError, UnsupportedModelError)

@@ -1,40 +1,33 @@
 """The drop-in edge: what `model.generate()` accepts goes in, what it returns comes out.
 
 transformers itself prepares the call (generation config, processors, stopping criteria, padding mask)
-and hands it to our loop through its public `custom_generate` hook. What the loop does not honour yet
-is refused by name before any forward, never ignored.
+and hands it to our loop through its public `custom_generate` hook. What the loop does not honour
+is refused by name before any forward, never ignored (`options.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from specdec.checks import check_call, checked_mask, read_limits
-from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, Controller, FixedLength
-from specdec.drafters import Drafter, DraftSession, ModelDrafter
+from specdec.cache import RollbackCache
+from specdec.checks import check_embeds, check_ids, check_padding
+from specdec.controller import MAX_DRAFT_TOKENS
+from specdec.decode import OnCommit, OnFinish, Prepared, SpeculativeOutput, decode
+from specdec.drafters import Drafter, ModelDrafter
 from specdec.errors import OptionError
-from specdec.loop import Committed, Decoding, Rule
-from specdec.probe import probe
-from specdec.sampling import Sampler
-from specdec.state import DecodeState
-from specdec.stats import SpeculationStats
+from specdec.loop import Rule
+from specdec.options import Call, check_config, check_sharding, read_call
+from specdec.streaming import ended
+from specdec.target import ModelRunner
+from specdec.wrapped import unwrap
 
 NumDraftTokens = int | Literal["auto"]
-
-
-@dataclass
-class SpeculativeOutput(GenerateDecoderOnlyOutput):
-    """transformers' output class and the call's statistics."""
-
-    speculation: SpeculationStats | None = None
 
 
 class SpeculativeDecoder:
@@ -54,6 +47,7 @@ class SpeculativeDecoder:
     Example:
         >>> decoder = SpeculativeDecoder(draft_model, num_draft_tokens=5)  # doctest: +SKIP
         >>> decoder.generate(target, **inputs, max_new_tokens=64)  # doctest: +SKIP
+        >>> target.generate(**inputs, custom_generate=decoder)  # within that hook's limits  # doctest: +SKIP
     """
 
     def __init__(
@@ -70,6 +64,7 @@ class SpeculativeDecoder:
             )
         if rule not in ("rejection", "block"):
             raise OptionError(f"rule must be 'rejection' or 'block', got {rule!r}.")
+        drafter = unwrap(drafter)
         if isinstance(drafter, PreTrainedModel):
             drafter = ModelDrafter(drafter)
         if drafter is not None and not isinstance(drafter, Drafter):
@@ -87,61 +82,78 @@ class SpeculativeDecoder:
         inputs: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        on_commit: Callable[[Committed], None] | None = None,
+        on_commit: OnCommit | None = None,
+        on_finish: OnFinish | None = None,
         **kwargs: Any,
     ) -> Tensor | SpeculativeOutput:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
-        runner = check_call(target, inputs, kwargs)
-        kwargs.pop("custom_generate", None)  # None, or check_call would have refused it
-        # Processors are built where the prompt is and run where the logits are: one place for both.
-        home = next((t.device for t in (inputs, kwargs.get("input_ids")) if t is not None), runner.device)
-        inputs = None if inputs is None else inputs.to(runner.device)
-        for name in ("input_ids", "attention_mask"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = kwargs[name].to(runner.device)
-        if self.drafter is not None:
-            self.drafter.check(target)
+        with ended(kwargs.get("streamer")):
+            return self.run(target, inputs, generator=generator, on_commit=on_commit, on_finish=on_finish, **kwargs)
 
-        def decode(
-            model: PreTrainedModel,
-            input_ids: Tensor,
-            logits_processor: LogitsProcessorList,
-            stopping_criteria: StoppingCriteriaList,
-            generation_config: GenerationConfig,
-            **model_kwargs: Any,
-        ) -> Tensor | SpeculativeOutput:
-            limits = read_limits(generation_config, stopping_criteria, input_ids)
-            sampler = Sampler(logits_processor, bool(generation_config.do_sample))
-            mask = checked_mask(input_ids, model_kwargs, runner, generation_config)
-            probe(runner)
-            seed = _seed(generator) if sampler.do_sample else None
-            most = input_ids.shape[1] + limits.max_new_tokens
-            state = DecodeState(input_ids.to(runner.device), mask, most, runner.vocab_size, sampler, seed)
-            decoding = Decoding(
-                runner,
-                state,
-                self.drafter.start(state) if self.drafter is not None else DraftSession(),
-                self._controller(),
-                limits,
-                self.rule,
-                on_commit,
-            )
-            new = decoding.run()
-            sequences = _sequences(input_ids, new, limits.pad_token_id).to(home)
-            if not generation_config.return_dict_in_generate:
-                return sequences
-            return SpeculativeOutput(sequences=cast(torch.LongTensor, sequences), speculation=decoding.stats)
+    def run(
+        self,
+        target: PreTrainedModel,
+        inputs: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        on_commit: OnCommit | None = None,
+        on_finish: OnFinish | None = None,
+        **kwargs: Any,
+    ) -> Tensor | SpeculativeOutput:
+        """`generate`, but for the streamer's end, which is left to the caller."""
+        with _rng_restored_on_error():
+            runner = _runner(target)
+            model: Any = runner.model
+            call = read_call(model, kwargs, self.drafter, self.num_draft_tokens, self.rule)
+            home = _check_prompt(runner, inputs, call.kwargs)
+            if call.drafter is not None:
+                call.drafter.check(model)
+            moved = {n: v.to(runner.device) if isinstance(v, Tensor) else v for n, v in call.kwargs.items()}
+            # The user's own cache is updated in place, as transformers would.
+            past = kwargs.get("past_key_values")
 
-        with _global_rng_restored_on_error():
-            output = cast(Any, target).generate(inputs, custom_generate=decode, **kwargs)
-        return cast(Tensor | SpeculativeOutput, output)
+            def hook(
+                _: PreTrainedModel,
+                input_ids: Tensor,
+                logits_processor: LogitsProcessorList,
+                stopping_criteria: StoppingCriteriaList,
+                generation_config: GenerationConfig,
+                **model_kwargs: Any,
+            ) -> Tensor | SpeculativeOutput:
+                # transformers forgets an attention mask without padding, which may be longer than input_ids.
+                model_kwargs["attention_mask"] = _longer(model_kwargs.get("attention_mask"), moved, input_ids)
+                prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+                return decode(runner, call, prepared, past, generator, on_commit, on_finish)
 
-    def _controller(self) -> Controller:
-        if self.drafter is None:
-            return FixedLength(0)
-        if self.num_draft_tokens == "auto":
-            return AutoLength()
-        return FixedLength(self.num_draft_tokens)
+            if inputs is not None:
+                inputs = inputs.to(runner.device)
+            output = _plain_generate(model)(inputs, custom_generate=hook, **moved)
+            return _at_home(output, home)
+
+    def __call__(
+        self,
+        target: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | SpeculativeOutput:
+        """The loop behind `target.generate(..., custom_generate=decoder)`.
+
+        That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
+        on); `generate` has them all.
+        """
+        with _rng_restored_on_error():
+            check_config(generation_config)
+            runner = _runner(target)
+            if self.drafter is not None:
+                self.drafter.check(runner.model)
+            given = model_kwargs.get("past_key_values")
+            past = given if isinstance(given, RollbackCache) or getattr(given, "_is_user_defined", False) else None
+            call = Call({}, self.drafter, self.num_draft_tokens, self.rule)
+            prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+            return decode(runner, call, prepared, past)
 
 
 def generate(
@@ -152,7 +164,8 @@ def generate(
     num_draft_tokens: NumDraftTokens = "auto",
     rule: Rule = "rejection",
     generator: torch.Generator | None = None,
-    on_commit: Callable[[Committed], None] | None = None,
+    on_commit: OnCommit | None = None,
+    on_finish: OnFinish | None = None,
     **kwargs: Any,
 ) -> Tensor | SpeculativeOutput:
     """Generates what `target.generate(inputs, **kwargs)` would, with fewer target forwards.
@@ -161,21 +174,24 @@ def generate(
     ways to batch the same forward); sampled output has the same distribution.
 
     Args:
-        target: a decoder-only Hugging Face model with full attention.
-        inputs: [B, T] int64 prompt, left-padded; also as `input_ids=`.
-        drafter: a Drafter or a draft model; None decodes without drafts.
+        target: a decoder-only Hugging Face model with full attention; also wrapped by PEFT, torch.compile or
+            accelerate.
+        inputs: [B, T] int64 prompt, left-padded; also as `input_ids=` or `inputs_embeds=`.
+        drafter: a Drafter or a draft model; None decodes without drafts, unless `assistant_model=` or
+            `prompt_lookup_num_tokens=` names one.
         num_draft_tokens: drafted tokens a round, or "auto".
         rule: "rejection" or "block"; both exact.
         generator: source of the call's seed when sampling; torch's global generator if omitted.
         on_commit: called with each row's new tokens as soon as they are final.
-        kwargs: arguments of `target.generate()`; what is not supported yet is refused by name.
+        on_finish: called with the call's statistics, which `return_dict_in_generate` returns as well.
+        kwargs: arguments of `target.generate()`; docs/generate.md says what becomes of each.
 
     Returns:
         [B, T + new] int64, or a `SpeculativeOutput` under `return_dict_in_generate=True`.
 
     Raises:
         OptionError: an unknown or contradictory argument.
-        UnsupportedOptionError: an option of transformers that specdec does not honour yet.
+        UnsupportedOptionError: an option of transformers that specdec does not honour.
         InputError: an empty or right-padded prompt, ids out of range, more tokens than the context holds.
         DraftMismatchError: target and draft differ in vocabulary or device.
         UnsupportedModelError: a memory that cannot be rolled back.
@@ -184,25 +200,60 @@ def generate(
     Example:
         >>> out = specdec.generate(target, **inputs, drafter=draft, max_new_tokens=64)  # doctest: +SKIP
     """
-    decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
-    return decoder.generate(target, inputs, generator=generator, on_commit=on_commit, **kwargs)
+    with ended(kwargs.get("streamer")):
+        decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
+        return decoder.run(target, inputs, generator=generator, on_commit=on_commit, on_finish=on_finish, **kwargs)
 
 
-def _seed(generator: torch.Generator | None) -> int:
-    """One draw seeds the call's coins, so that calls differ and a seeded program repeats."""
-    device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))
+def _runner(target: Any) -> ModelRunner:
+    """What runs the target; raises for what is no model, or one whose shards must stay in step."""
+    target = unwrap(target)
+    if not isinstance(target, PreTrainedModel) or not target.can_generate():
+        raise OptionError(
+            f"target must be a transformers model with a language modelling head, got {type(target).__name__}."
+        )
+    check_sharding(target)
+    return ModelRunner(target)
 
 
-def _sequences(input_ids: Tensor, new: list[list[int]], pad: int) -> Tensor:
-    """[B, T + longest]: the prompt as given, the new tokens, padding."""
-    longest = max(map(len, new))
-    rows = [tokens + [pad] * (longest - len(tokens)) for tokens in new]
-    return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+def _plain_generate(model: PreTrainedModel) -> Callable[..., Any]:
+    """transformers' own generate, also while `attached` stands in its place."""
+    own: Any = model.generate
+    return cast(Callable[..., Any], getattr(own, "specdec_replaces", own))
+
+
+def _check_prompt(runner: ModelRunner, inputs: Tensor | None, kwargs: dict[str, Any]) -> torch.device:
+    """Refuses bad prompts before transformers touches them; returns where the output belongs."""
+    ids, embeds, mask = inputs, kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    if ids is None:
+        ids = kwargs.get("input_ids")
+    if embeds is not None:
+        check_embeds(embeds, cast(Any, runner.model.get_input_embeddings()).weight.shape[-1])
+    elif ids is not None:
+        check_ids(ids, runner.vocab_size)
+    if mask is not None and kwargs.get("past_key_values") is None:  # else it covers cached tokens as well
+        check_padding(tuple((embeds if embeds is not None else ids if ids is not None else mask).shape[:2]), mask)
+    return next((t.device for t in (ids, embeds) if t is not None), runner.device)
+
+
+def _longer(mask: Tensor | None, given: dict[str, Any], input_ids: Tensor) -> Tensor | None:
+    """The mask that transformers prepared, or the user's where it dropped one that covers cached tokens."""
+    own: Tensor | None = given.get("attention_mask")
+    if mask is None and own is not None and own.shape[1] > input_ids.shape[1]:
+        return own.repeat_interleave(len(input_ids) // len(own), dim=0)
+    return mask
+
+
+def _at_home(output: Any, home: torch.device) -> Any:
+    """The sequences where the prompt came from."""
+    if isinstance(output, Tensor):
+        return output.to(home)
+    output.sequences = output.sequences.to(home)
+    return output
 
 
 @contextmanager
-def _global_rng_restored_on_error() -> Iterator[None]:
+def _rng_restored_on_error() -> Iterator[None]:
     """A failed call leaves torch's global generator where it was."""
     before = torch.get_rng_state()
     try:

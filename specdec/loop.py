@@ -8,7 +8,7 @@ host-to-device copies (a drafter's limits, n-gram proposals, groups of prefixes)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -21,33 +21,48 @@ from specdec.cache import RollbackCache
 from specdec.controller import Controller
 from specdec.drafters.base import DraftSession
 from specdec.errors import DrafterError, NumericalError
+from specdec.prompt import PromptInputs
+from specdec.recording import Recorder
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
-from specdec.target import ModelRunner
+from specdec.stopping import Limits, Stopping
+from specdec.target import ModelRunner, TargetOutput
+from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Proposal
 from specdec.verify import block, greedy, rejection
-from specdec.window import ancestor_matrix, build_window, plan
+from specdec.window import Window, ancestor_matrix, build_window, plan
 
 Rule = Literal["rejection", "block"]
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Tokens that one round added to one row; all but the last of a row's round were drafted."""
+    """Tokens of one row that became final; usually one round's."""
 
     request: int  # the row's index in the user's batch
     tokens: list[int]
-    num_accepted: int  # how many of them, from the first, are accepted draft tokens
+    sources: list[Source]  # where each token came from
     finished: bool
 
+    @property
+    def num_accepted(self) -> int:
+        """How many of the tokens were drafted."""
+        return self.sources.count(Source.ACCEPTED)
 
-@dataclass(slots=True)
-class Limits:
-    """When a row is done, and what it is padded with then."""
 
-    max_new_tokens: int
-    eos_token_ids: Collection[int]
-    pad_token_id: int = 0
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The target's cache and what it holds when a call begins.
+
+    Args:
+        cache: empty, or left by an earlier call.
+        seen: the tokens of each row that it covers, less than the row has.
+        keep_rows: rows that end stay in it (behind the others), since it is returned.
+    """
+
+    cache: RollbackCache
+    seen: list[int]
+    keep_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -59,9 +74,13 @@ class Decoding:
         state: prompt and growing output; rows are dropped from it as they finish.
         session: proposes; its `close` is called whatever happens.
         controller: chooses the number of draft tokens.
-        limits: EOS ids and length.
+        limits: when rows end.
         rule: acceptance rule when sampling; greedy calls need none.
         on_commit: called with each row's new tokens, in order, as soon as they are final.
+        memory: the target's cache; a new one if omitted.
+        prompt: what the prompt brings besides token ids.
+        recorder: keeps scores and the like.
+        prefill_chunk: most prompt tokens a row in one forward; None means all at once.
     """
 
     target: ModelRunner
@@ -71,16 +90,30 @@ class Decoding:
     limits: Limits
     rule: Rule = "rejection"
     on_commit: Callable[[Committed], None] | None = None
+    memory: Memory | None = None
+    prompt: PromptInputs | None = None
+    recorder: Recorder | None = None
+    prefill_chunk: int | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
+    stopping: Stopping = field(init=False)
+    _trace: Trace = field(init=False)
+    _published: list[int] = field(init=False)
+    _prefilling: bool = field(default=True, init=False)
     _round_begun: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        requests = range(self.state.batch_size)
+        self._trace = Trace.empty(len(requests))
+        self._published = [0 for _ in requests]
+        self.stopping = Stopping(self.limits, self.state.prompt, self._scores)
 
     def run(self) -> list[list[int]]:
         """Decodes to the end; returns the new tokens of each request."""
         begun = perf_counter()
-        outputs: list[list[int]] = [[] for _ in range(self.state.batch_size)]
+        outputs = self.stopping.outputs
         try:
             with torch.inference_mode():  # measured: 7 to 10 % less a forward than under no_grad, on a CPU
-                self._decode(outputs)
+                self._decode()
         finally:
             try:
                 self.session.close()
@@ -88,27 +121,49 @@ class Decoding:
                 self.target.release()
             self.stats.draft_calls = self.session.forwards
             self.stats.new_tokens = sum(map(len, outputs))
+            self.stats.trace = self._trace
             self.stats.total_seconds = perf_counter() - begun
         return outputs
 
-    def _decode(self, outputs: list[list[int]]) -> None:
+    def _decode(self) -> None:
         state = self.state
-        self.stats.prompt_tokens = sum(state.prompt_lengths)
-        cache = self.target.new_cache(state.batch_size, max(state.host_lengths) + 1)
-        seen = [0] * state.batch_size  # cache.lengths, known on the host
+        if self.memory is None:
+            cache = self.target.new_cache(state.batch_size, max(state.host_lengths) + 1)
+            self.memory = Memory(cache, [0] * state.batch_size)
+        cache, seen = self.memory.cache, self.memory.seen
+        self.stats.prompt_tokens = sum(state.prompt_lengths) - sum(seen)
         while state.batch_size:
-            proposal = self._propose(prefilling=seen[0] == 0)
-            seen = self._step(cache, seen, proposal, outputs)
+            if self._prefilling and self.prefill_chunk is not None:
+                seen = self._feed_chunks(cache, seen, self.prefill_chunk)
+            proposal = self._propose()
+            seen = self._step(cache, seen, proposal)
+            self._prefilling = False
 
-    def _propose(self, prefilling: bool) -> Proposal:
+    def _feed_chunks(self, cache: RollbackCache, seen: list[int], chunk: int) -> list[int]:
+        """Feeds the prompt but for at most `chunk` tokens a row."""
+        state, nothing = self.state, Proposal.empty(self.state.batch_size, self.state.device)
+        while max(n - s for n, s in zip(state.host_lengths, seen, strict=True)) > chunk:
+            ends = [min(s + chunk, n - 1) for n, s in zip(state.host_lengths, seen, strict=True)]
+            lengths, shape = torch.tensor(ends, device=state.device), plan(seen, ends, nothing)
+            window = build_window(state.tokens, lengths, cache.lengths, nothing, shape)
+            self._forward(window, cache, keep=1)
+            cache.commit(lengths - cache.lengths)
+            seen = ends
+        return seen
+
+    def _forward(self, window: Window, cache: RollbackCache, keep: int) -> TargetOutput:
+        hidden = self.recorder is not None and self.recorder.keeps_hidden
+        return self.target.forward(window, cache, keep, self.prompt, is_prompt=self._prefilling, hidden_states=hidden)
+
+    def _propose(self) -> Proposal:
         """The round's proposal; nothing before the prompt is prefilled."""
         state = self.state
         nothing = Proposal.empty(state.batch_size, state.device)
         self._round_begun = perf_counter()
-        asked = 0 if prefilling else self.controller.choose()
+        asked = 0 if self._prefilling else self.controller.choose()
         # A bonus or recovered token always comes, so the last allowed token need not be drafted.
         room = [
-            self.limits.max_new_tokens - (n - p) - 1
+            self.stopping.max_new_tokens - (n - p) - 1
             for n, p in zip(state.host_lengths, state.prompt_lengths, strict=True)
         ]
         limit = [min(asked, r) for r in room]
@@ -126,7 +181,7 @@ class Decoding:
             )
         return proposal
 
-    def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, outputs: list[list[int]]) -> list[int]:
+    def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
         state, lengths = self.state, self.state.host_lengths
         drafting_done = perf_counter()
@@ -134,49 +189,48 @@ class Decoding:
         shape = plan(seen, lengths, proposal)
         window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
         first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
-        logits = self.target.forward(window, cache, keep=shape.width - first)
-        logits = _at_nodes(logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
-        acceptance = self._verify(logits, proposal)
+        output = self._forward(window, cache, keep=shape.width - first)
+        logits = _at_nodes(output.logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
+        acceptance, scores = self._verify(logits, proposal)
         # A tree's path is moved together; it stands behind the one pending token of a prefilled row.
-        keep = None if proposal.is_chain else F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))
-        cache.commit(window.num_pending + acceptance.num_accepted, keep)
+        path = torch.where(acceptance.path >= 0, acceptance.path + 1, -1)
+        cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else F.pad(path, (1, 0)))
         new = acceptance.tokens(proposal)
         outcome = [_depths(proposal)[:, None], acceptance.num_accepted[:, None], broken[:, None], new]
         host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
         self.stats.host_syncs += 1
         self._check(host)
-        num_accepted = [h[1] for h in host]
-        self._account([h[0] for h in host], num_accepted, drafting_done, prefilling=seen[0] == 0)
+        num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
+        self._account(num_drafted, num_accepted, drafting_done)
+        if self.recorder is not None:
+            self._record(self.recorder, window, output, F.pad(path, (1, 0)), num_accepted, scores, logits)
         if proposal.num_nodes:
             self.session.observe(proposal, acceptance, num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
         seen = [n + a for n, a in zip(lengths, num_accepted, strict=True)]
         state.extend(new, acceptance.num_accepted + 1, host_new)
-        staying = self._emit(host_new, num_accepted, outputs)
+        staying = self._publish(host_new, num_accepted, num_drafted)
         if len(staying) < state.batch_size:
-            index = torch.tensor(staying, dtype=torch.int64, device=state.device)
-            state.select_rows(staying, index)
-            if staying:
-                cache.select_rows(index)
-                self.session.select_rows(staying, index)
+            self._drop_rows(cache, staying)
             seen = [seen[r] for r in staying]
         return seen
 
-    def _verify(self, logits: Tensor, proposal: Proposal) -> Acceptance:
-        """Applies the processors and the acceptance rule to node logits [B, N + 1, V]."""
+    def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
+        """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
         state = self.state
         prefixes = state.prefixes(proposal)
         if prefixes is not None and not proposal.is_chain:
             self.stats.host_syncs += 1
+        scores = state.sampler.scores(logits, prefixes)
         if not state.sampler.do_sample:
-            return greedy(state.sampler.scores(logits, prefixes), proposal)
+            return greedy(scores, proposal), scores
         rule = block if self.rule == "block" and proposal.is_chain else rejection
-        return rule(state.sampler.probs(logits, prefixes), proposal, state.coins())
+        return rule(scores.softmax(-1), proposal, state.coins()), scores
 
-    def _account(self, num_drafted: list[int], num_accepted: list[int], drafting_done: float, prefilling: bool) -> None:
+    def _account(self, num_drafted: list[int], num_accepted: list[int], drafting_done: float) -> None:
         """Counts the round and tells the controller what it cost."""
         draft_seconds, verify_seconds = drafting_done - self._round_begun, perf_counter() - drafting_done
-        if prefilling:
+        if self._prefilling:
             self.stats.prefill_seconds += draft_seconds + verify_seconds
             return
         self.stats.draft_seconds += draft_seconds
@@ -198,24 +252,63 @@ class Decoding:
                     "processors, or load the model in bfloat16 or float32 instead of float16."
                 )
 
-    def _emit(self, host_new: list[list[int]], num_accepted: list[int], outputs: list[list[int]]) -> list[int]:
-        """Truncates at EOS and the length limit, publishes; returns the rows that go on."""
-        staying = []
-        for row, (tokens, accepted) in enumerate(zip(host_new, num_accepted, strict=True)):
-            request = self.state.host_requests[row]
-            output = outputs[request]
-            tokens = tokens[: self.limits.max_new_tokens - len(output)]
-            for i, token in enumerate(tokens):
-                if token in self.limits.eos_token_ids:
-                    tokens = tokens[: i + 1]
-                    break
-            output.extend(tokens)
-            finished = len(output) >= self.limits.max_new_tokens or tokens[-1] in self.limits.eos_token_ids
-            if not finished:
-                staying.append(row)
-            if self.on_commit is not None:
-                self.on_commit(Committed(request, tokens, min(accepted, len(tokens)), finished))
-        return staying
+    def _record(
+        self,
+        recorder: Recorder,
+        window: Window,
+        output: TargetOutput,
+        path: Tensor,
+        num_accepted: list[int],
+        scores: Tensor,
+        logits: Tensor,
+    ) -> None:
+        """Keeps what the caller wants to see; path [B, D + 1] are the committed tokens' nodes, 0 = root."""
+        requests, counts = self.state.host_requests, [a + 1 for a in num_accepted]
+        recorder.add(requests, path, counts, scores, logits)
+        if output.hidden_states is None:
+            return
+        places = window.num_pending[:, None] - 1 + path
+        pending = window.num_pending.tolist() if self._prefilling else []
+        slots = [torch.arange(n) for n in pending] or [p[:c] for p, c in zip(places, counts, strict=True)]
+        recorder.add_hidden(requests, output.hidden_states, slots)
+
+    def _scores(self, length: int) -> tuple[Tensor, ...] | None:
+        """The scores of the first `length` new tokens, for stopping criteria that look at them."""
+        if self.recorder is None:
+            return None
+        return self.recorder.scores(length, list(map(len, self.stopping.outputs)))
+
+    def _publish(self, host_new: list[list[int]], num_accepted: Sequence[int], num_drafted: Sequence[int]) -> list[int]:
+        """Ends rows, hands on what is final; returns the rows that go on."""
+        requests, stopping, trace = self.state.host_requests, self.stopping, self._trace
+        for request, tokens, accepted, drafted in zip(requests, host_new, num_accepted, num_drafted, strict=True):
+            taken = stopping.add(request, tokens)
+            trace.record(request, tokens[:taken], accepted, drafted)
+        stopping.close_round()
+        for request, output in enumerate(stopping.outputs):
+            trace.truncate(request, len(output))
+            begin, end = self._published[request], stopping.settled(request)
+            if begin < end:
+                self._published[request] = end
+                if self.on_commit is not None:
+                    sources = trace.sources[request][begin:end]
+                    self.on_commit(Committed(request, output[begin:end], sources, stopping.is_finished(request)))
+        return [row for row, request in enumerate(requests) if not stopping.is_done(request)]
+
+    def _drop_rows(self, cache: RollbackCache, staying: list[int]) -> None:
+        """The other rows of the batch are done."""
+        state, memory = self.state, self.memory
+        assert memory is not None
+        index = torch.tensor(staying, dtype=torch.int64, device=state.device)
+        if memory.keep_rows:
+            cache.set_aside([r for r in range(state.batch_size) if r not in staying])
+        elif staying:
+            cache.select_rows(index)
+        state.select_rows(staying, index)
+        if staying:
+            self.session.select_rows(staying, index)
+            if self.prompt is not None:
+                self.prompt.select_rows(index)
 
 
 def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], lengths: list[int]) -> Tensor:

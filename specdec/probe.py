@@ -13,6 +13,7 @@ from specdec.errors import UnsupportedModelError
 from specdec.target import ModelRunner
 from specdec.types import Proposal
 from specdec.window import build_window, plan
+from specdec.wrapped import uncompiled_call
 
 _PREFILLED = (4, 6)  # committed tokens of the two rows
 _PARENTS = (-1, -1, 1)  # node 0 is a wrong guess; node 1 and its child are what the text says
@@ -65,10 +66,14 @@ def relative_error(runner: ModelRunner) -> float:
     )
     shape = plan([n - 1 for n in _PREFILLED], _PREFILLED, proposal)
     window = build_window(committed, lengths, cache.lengths, proposal, shape)
-    logits = runner.forward(window, cache, keep=shape.width).float()
+    logits = runner.forward(window, cache, keep=shape.width).logits.float()
 
     positions = torch.arange(end, device=device)[None]
-    plain = runner.model(input_ids=text[None, :end], position_ids=positions, use_cache=False).logits[0].float()
+    plain = (
+        uncompiled_call(runner.model)(input_ids=text[None, :end], position_ids=positions, use_cache=False)
+        .logits[0]
+        .float()
+    )
     differences = [
         logits[row, slot] - plain[n - 1 + depth]
         for row, n in enumerate(_PREFILLED)

@@ -16,7 +16,9 @@ class DecodeState:
     """Committed tokens of the unfinished rows, on the device and on the host.
 
     Args:
-        prompt: [B, T] int64, as the user gave it, left padding included.
+        prompt: [B, P] int64, what processors and stopping criteria see in front of the output: the prompt as the user
+            gave it, padding included.
+        ids: [B, T] int64, the tokens that the model sees, padding included; the same tensor in most calls.
         mask: [B, T] bool, False on padding.
         max_tokens: most tokens a row will ever hold, padding not counted.
         vocab_size: the target's; no token at or above it may be proposed.
@@ -28,26 +30,28 @@ class DecodeState:
         lengths: [B] int64 on the device.
         host_tokens: the same tokens as lists, one per row.
         requests: [B] int64, each row's index in the user's batch.
+        prompt: [requests, P], all of them, also of rows that have left.
     """
 
     def __init__(
         self,
         prompt: Tensor,
+        ids: Tensor,
         mask: Tensor,
         max_tokens: int,
         vocab_size: int,
         sampler: Sampler,
         seed: int | None,
     ) -> None:
-        device = prompt.device
-        rows = prompt.tolist()
+        device = ids.device
+        rows = ids.tolist()
         keep = mask.tolist()
         self.host_tokens = [[t for t, k in zip(r, m, strict=True) if k] for r, m in zip(rows, keep, strict=True)]
         self.prompt_lengths = [len(r) for r in self.host_tokens]
         capacity = max(max_tokens, max(self.prompt_lengths)) + 1
         self.tokens = torch.zeros(len(rows), capacity, dtype=torch.int64, device=device)
         for row, values in enumerate(self.host_tokens):
-            self.tokens[row, : len(values)] = prompt[row, prompt.shape[1] - len(values) :]
+            self.tokens[row, : len(values)] = ids[row, mask[row]]
         self.lengths = torch.tensor(self.prompt_lengths, device=device)
         self.requests = torch.arange(len(rows), device=device)
         self.host_requests = list(range(len(rows)))
@@ -55,7 +59,7 @@ class DecodeState:
         self.sampler = sampler
         self.seed = seed
         self._coins: KeyedCoins | None = None
-        self._padding = [prompt[row, : prompt.shape[1] - len(v)] for row, v in enumerate(self.host_tokens)]
+        self.prompt = prompt
 
     @property
     def batch_size(self) -> int:
@@ -96,19 +100,20 @@ class DecodeState:
         self.host_tokens = [self.host_tokens[r] for r in rows]
         self.prompt_lengths = [self.prompt_lengths[r] for r in rows]
         self.host_requests = [self.host_requests[r] for r in rows]
-        self._padding = [self._padding[r] for r in rows]
 
     def prefixes(self, proposal: Proposal) -> Prefixes | None:
         """The tokens before every node's successor (root first), padding included; None if no processor asks."""
         if not self.sampler.needs_prefix:
             return None
-        parents = None if proposal.is_chain else proposal.parents.tolist()
+        chain = proposal.is_chain
+        parents = None if chain else proposal.parents.tolist()
+        valid = proposal.valid.tolist() if self.sampler.by_depth else None
         out = []
-        for row, tokens in enumerate(self.host_tokens):
-            root = torch.cat([self._padding[row], self.tokens[row, : len(tokens)]])
-            paths: list[Tensor] = [root]
+        for row, request in enumerate(self.host_requests):
+            new = self.tokens[row, self.prompt_lengths[row] : len(self.host_tokens[row])]
+            paths: list[Tensor] = [torch.cat([self.prompt[request], new])]
             for node in range(proposal.num_nodes):
                 parent = node - 1 if parents is None else parents[row][node]
                 paths.append(torch.cat([paths[parent + 1], proposal.tokens[row, node : node + 1]]))
             out.append(paths)
-        return Prefixes(out, self.host_requests)
+        return Prefixes(out, self.host_requests, parents, valid)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from html import escape
+from itertools import zip_longest
+from typing import Any
+
+from specdec.trace import Trace
 
 
 @dataclass(slots=True)
@@ -13,6 +18,9 @@ class SpeculationStats:
     A *row-round* is one row's part in one verification forward; prefill is counted apart, so that
     `acceptance_length` is what a decoding forward yields. Seconds are the host's: on CUDA a draft's kernels
     still run when drafting returns, and their time shows under verify.
+
+    Calls are summed with `+`, several with `sum(calls, SpeculationStats())`: ratios of a sum are those of all
+    its calls together. A sum has no trace.
 
     Example:
         >>> stats = SpeculationStats(row_rounds=10, drafted=40, accepted=20)
@@ -34,6 +42,7 @@ class SpeculationStats:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0  # target forwards and acceptance, until the result is on the host
     total_seconds: float = 0.0
+    trace: Trace | None = field(default=None, compare=False, repr=False)  # where each returned token came from
 
     @property
     def acceptance_rate(self) -> float:
@@ -65,6 +74,25 @@ class SpeculationStats:
             for depth in depths:
                 for i in range(depth):
                     counts[i] += 1
+
+    def __add__(self, other: SpeculationStats) -> SpeculationStats:
+        """The counters of both, added one by one."""
+        if not isinstance(other, SpeculationStats):
+            return NotImplemented
+        sums: dict[str, Any] = {}
+        for counter in fields(self):
+            mine, others = getattr(self, counter.name), getattr(other, counter.name)
+            if isinstance(mine, list):
+                sums[counter.name] = [a + b for a, b in zip_longest(mine, others, fillvalue=0)]
+            elif counter.name != "trace":
+                sums[counter.name] = mine + others
+        return SpeculationStats(**sums)
+
+    def _repr_html_(self) -> str:
+        counters = (
+            f'<pre style="background:none;color:inherit;border:0;padding:0;margin:.8em 0 0">{escape(str(self))}</pre>'
+        )
+        return counters if self.trace is None else self.trace.to_html() + counters
 
     def __str__(self) -> str:
         by_depth = " ".join(

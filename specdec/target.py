@@ -6,6 +6,7 @@ Serves targets and draft models alike. Nothing of the model is changed: no confi
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,19 @@ from transformers import PreTrainedModel
 
 from specdec.cache import RollbackCache
 from specdec.errors import UnsupportedModelError
+from specdec.prompt import PromptInputs
 from specdec.window import Window, to_additive
+from specdec.wrapped import uncompiled_call
 
 _ATTENTION = ("eager", "sdpa")  # take a 4D mask per row; flash attention does not
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """What one forward gives."""
+
+    logits: Tensor  # [B, keep, V] of the window's last tokens, in the model's dtype
+    hidden_states: tuple[Tensor, ...] | None  # where asked: embeddings and every layer's output, each [B, W, H]
 
 
 class ModelRunner:
@@ -60,25 +71,39 @@ class ModelRunner:
                 if buffer is not None and buffer.is_inference():
                     module._buffers[name] = buffer.clone()
 
-    def forward(self, window: Window, cache: RollbackCache, keep: int) -> Tensor:
-        """Logits [B, keep, V] of the window's last `keep` tokens, in the model's dtype.
+    def forward(
+        self,
+        window: Window,
+        cache: RollbackCache,
+        keep: int,
+        prompt: PromptInputs | None = None,
+        *,
+        is_prompt: bool = False,
+        hidden_states: bool = False,
+    ) -> TargetOutput:
+        """Runs the window and returns the logits of its last `keep` tokens.
 
         Opens the cache's window; the caller commits it.
+
+        Args:
+            prompt: what the prompt brings besides token ids.
+            is_prompt: this is the prompt's own forward.
+            hidden_states: return them as well.
         """
         cache.begin(window.slots, window.extent, window.level)
         mask = None if window.mask is None else to_additive(window.mask, self.dtype)
-        kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        output = self.model(
-            input_ids=window.tokens,
-            attention_mask=mask,
-            position_ids=window.positions,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-            **kwargs,
-        )
+        kwargs: dict[str, Any] = {"input_ids": window.tokens, "position_ids": window.positions}
+        if self._keeps_logits:
+            kwargs["logits_to_keep"] = keep
+        if hidden_states:
+            kwargs["output_hidden_states"] = True
+        if prompt is not None:
+            kwargs.update(prompt.inputs(window, is_prompt))
+        forward = uncompiled_call(self.model)
+        output = forward(attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = output.logits
-        return logits[:, -keep:].to(self.device)  # a model spread over devices ends on another one
+        # A model spread over devices ends on another one.
+        return TargetOutput(logits[:, -keep:].to(self.device), output.hidden_states if hidden_states else None)
 
 
 def _rope_switch(config: Any) -> int | None:
@@ -90,8 +115,19 @@ def _rope_switch(config: Any) -> int | None:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model takes its token ids; not model.device when layers are spread over several."""
-    return next(model.get_input_embeddings().parameters()).device
+    """Where the model takes its token ids: not model.device when layers are spread, or on "meta" when offloaded."""
+    embeddings = model.get_input_embeddings()
+    return _execution_device(embeddings) or _execution_device(model) or next(embeddings.parameters()).device
+
+
+def _execution_device(module: torch.nn.Module) -> torch.device | None:
+    """Where accelerate runs a module whose weights it may keep elsewhere; None without its hook."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)):  # several hooks are chained in one
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
 
 
 def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> None:

@@ -71,7 +71,7 @@ def build_window(
     is_pending = index < num_pending[:, None]
     last = lengths[:, None] - 1
     if proposal.num_nodes == 0:
-        tokens, positions = torch.where(is_pending, tokens, 0), torch.minimum(slots, last)
+        tokens, positions = torch.where(is_pending, tokens, 0), torch.minimum(slots, last).clamp(min=0)
         ancestors = None
     else:
         node = index - num_pending[:, None]  # [B, W], < 0 where pending

@@ -46,7 +46,7 @@ class Verifier:
     def step(self, tokens: Tensor, lengths: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
         proposal = Proposal.chain(drafted)
         window = build_window(tokens, lengths, self.cache.lengths, proposal, FIXED)
-        logits = self.runner.forward(window, self.cache, keep=WIDTH)
+        logits = self.runner.forward(window, self.cache, keep=WIDTH).logits
         acceptance = greedy(logits, proposal)
         self.cache.commit(window.num_pending + acceptance.num_accepted)
         return acceptance.tokens(proposal), acceptance.num_accepted

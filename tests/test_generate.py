@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import VOCAB_SIZE, prompts, tiny
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
-from transformers.generation import MaxTimeCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, LogitsProcessor
 
 import specdec
 
@@ -146,31 +144,32 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "too long": ({"max_new_tokens": 250}, specdec.InputError, "256"),
     "beams": ({"num_beams": 2}, specdec.UnsupportedOptionError, "num_beams"),
-    "scores": ({"output_scores": True}, specdec.UnsupportedOptionError, "output_scores"),
-    "cache": ({"cache_implementation": "static"}, specdec.UnsupportedOptionError, "cache_implementation"),
-    "time": ({"max_time": 1.0}, specdec.UnsupportedOptionError, "max_time"),
-    "stop strings": ({"stop_strings": ["x"]}, specdec.UnsupportedOptionError, "stop_strings"),
-    "streamer": ({"streamer": BaseStreamer()}, specdec.UnsupportedOptionError, "on_commit"),
-    "assistant": ({"assistant_model": DRAFT}, specdec.UnsupportedOptionError, "drafter="),
-    "criteria": (
-        {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(1.0)])},
+    "attentions": (
+        {"output_attentions": True, "return_dict_in_generate": True},
         specdec.UnsupportedOptionError,
-        "stopping_criteria",
+        "output_attentions",
     ),
-    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, specdec.UnsupportedOptionError, "prompt_lookup_num_tokens"),
+    "quantised cache": ({"cache_implementation": "quantized"}, specdec.UnsupportedOptionError, "quantized"),
+    "offloaded cache": ({"cache_implementation": "offloaded"}, specdec.UnsupportedOptionError, "offloaded"),
+    "stop strings without tokenizer": ({"stop_strings": ["x"]}, specdec.OptionError, "tokenizer="),
+    "assistant beside drafter": ({"assistant_model": DRAFT}, specdec.OptionError, "Leave one out"),
+    "lookup beside drafter": ({"prompt_lookup_num_tokens": 3}, specdec.OptionError, "Leave one out"),
+    "two drafters": (
+        {"drafter": None, "assistant_model": DRAFT, "prompt_lookup_num_tokens": 3},
+        specdec.OptionError,
+        "leave one out",
+    ),
+    "early exit": ({"assistant_early_exit": 2}, specdec.UnsupportedOptionError, "assistant_early_exit"),
     "guidance": ({"guidance_scale": 2.0}, specdec.UnsupportedOptionError, "guidance_scale"),
-    "watermark": (
-        {"watermarking_config": {"greenlist_ratio": 0.3}},
-        specdec.UnsupportedOptionError,
-        "watermarking_config",
+    "synced": ({"synced_gpus": True}, specdec.UnsupportedOptionError, "synced_gpus"),
+    "config as dict": ({"generation_config": {"top_k": 3}}, specdec.OptionError, "GenerationConfig"),
+    "embeddings' width": ({"inputs_embeds": torch.zeros(1, 2, 31)}, specdec.InputError, "32"),
+    "embeddings' shape": ({"inputs_embeds": torch.zeros(2, 32)}, specdec.InputError, "float tensor"),
+    "positions' length": (
+        {"input_ids": torch.tensor([[1, 2, 3]]), "position_ids": torch.tensor([[0, 1]])},
+        specdec.InputError,
+        "position_ids",
     ),
-    "prefix function": (
-        {"prefix_allowed_tokens_fn": lambda *_: [1]},
-        specdec.UnsupportedOptionError,
-        "prefix_allowed_tokens_fn",
-    ),
-    "embeddings": ({"inputs_embeds": torch.zeros(1, 2, 32)}, specdec.UnsupportedOptionError, "inputs_embeds"),
-    "positions": ({"position_ids": torch.tensor([[0, 1]])}, specdec.UnsupportedOptionError, "position_ids"),
     "target": ({"target": torch.nn.Linear(1, 1)}, specdec.OptionError, "transformers model"),
 }
 

@@ -10,20 +10,25 @@ import specdec
 ROOT = pathlib.Path(specdec.__file__).parent
 # Lowest first. A package is one room.
 ROOMS = [
-    ["errors"],
-    ["types", "stats"],
-    ["verify", "sampling", "window", "cache"],
-    ["target", "state"],
+    ["errors", "pieces"],
+    ["types", "trace"],
+    ["stats"],
+    ["verify", "processors", "window", "cache", "wrapped"],
+    ["sampling", "prompt", "stopping"],
+    ["target", "state", "recording", "streaming"],
     ["probe"],
     ["drafters", "controller"],
     ["loop"],
-    ["checks"],
+    ["checks", "options"],
+    ["inputs"],
+    ["decode"],
     ["bundled", "arbitrate", "generate"],
+    ["attach"],
     ["__init__"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-MAY_NAME_DRAFTERS = {"generate", "cli", "__init__", "drafters"}
+MAY_NAME_DRAFTERS = {"generate", "options", "cli", "__init__", "drafters"}
 
 
 def room(module: str) -> str:

@@ -9,13 +9,15 @@ from transformers import LogitsProcessor
 from transformers.generation import logits_process as hf
 
 from specdec.errors import UnsupportedOptionError
-from specdec.sampling import _IGNORE_PREFIX, Prefixes, Sampler
+from specdec.processors import IGNORE_PREFIX
+from specdec.sampling import Prefixes, Sampler
 
 VOCAB_SIZE = 40
 EXAMPLES: dict[type, LogitsProcessor] = {
     hf.TemperatureLogitsWarper: hf.TemperatureLogitsWarper(0.7),
     hf.TopKLogitsWarper: hf.TopKLogitsWarper(5),
     hf.TopPLogitsWarper: hf.TopPLogitsWarper(0.8),
+    hf.TopHLogitsWarper: hf.TopHLogitsWarper(0.5),
     hf.MinPLogitsWarper: hf.MinPLogitsWarper(0.1),
     hf.TypicalLogitsWarper: hf.TypicalLogitsWarper(0.8),
     hf.EpsilonLogitsWarper: hf.EpsilonLogitsWarper(0.02),
@@ -51,7 +53,7 @@ def test_one_call_over_all_nodes_equals_one_call_each(kind: type) -> None:
 
 
 def test_every_prefix_independent_processor_has_an_example() -> None:
-    assert set(EXAMPLES) >= _IGNORE_PREFIX
+    assert set(EXAMPLES) >= IGNORE_PREFIX
 
 
 def test_the_logits_are_left_alone() -> None:
@@ -79,6 +81,8 @@ def test_padding_that_a_penalty_must_not_count() -> None:
 
 
 def test_processors_with_a_memory_are_refused() -> None:
-    stateful = hf.PrefixConstrainedLogitsProcessor(lambda *_: [1], 1)
-    with pytest.raises(UnsupportedOptionError, match="PrefixConstrained"):
+    stateful = hf.SynthIDTextWatermarkLogitsProcessor(
+        ngram_len=2, keys=[1], sampling_table_size=4, sampling_table_seed=0, context_history_size=8, device="cpu"
+    )
+    with pytest.raises(UnsupportedOptionError, match="SynthID"):
         Sampler([stateful], do_sample=True)

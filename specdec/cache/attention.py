@@ -8,12 +8,16 @@ tree writes its nodes to consecutive slots and moves its accepted path, inside t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
+
+from specdec.cache.exchange import History, export, load
+from specdec.errors import OptionError
 
 _GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
 
@@ -51,7 +55,7 @@ class FullAttentionLayer(CacheLayerMixin):
             shape = (self._owner.batch_capacity, heads, self._owner.capacity, dim)
             # Zeros, not empty: a masked slot still meets a zero weight, and 0 * NaN would be NaN.
             buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
-            torch._dynamo.mark_static_address(buffer)
+            _mark_static(buffer)
             setattr(self, name, buffer)
         self.is_initialized = True
 
@@ -61,6 +65,7 @@ class FullAttentionLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         owner, batch_size, extent = self._owner, key_states.shape[0], self._owner.extent
+        owner.check_open()
         if owner.level:  # one slice for all rows: half the price of an index
             start = extent - owner.window_width
             self.keys[:batch_size, :, start:extent] = key_states
@@ -95,14 +100,15 @@ class FullAttentionLayer(CacheLayerMixin):
             old = getattr(self, name)
             new = old.new_zeros(old.shape[0], old.shape[1], capacity, old.shape[3])
             new[:, :, :extent] = old[:, :, :extent]
-            torch._dynamo.mark_static_address(new)
+            _mark_static(new)
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._owner.extent, 0
 
     def get_seq_length(self) -> int:
-        return self._owner.extent - self._owner.window_width
+        history = self._owner.history
+        return self._owner.extent - self._owner.window_width if history is None else history.mask.shape[1]
 
     def get_max_length(self) -> int:
         return -1
@@ -122,6 +128,7 @@ class RollbackCache(Cache):
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
         extent: int, slots that the current window's attention may look at.
+        history: what a finished call left in it; None while decoding.
     """
 
     def __init__(self, num_layers: int, batch_size: int, device: torch.device, capacity: int = _GRANULE) -> None:
@@ -130,9 +137,14 @@ class RollbackCache(Cache):
         self.batch_capacity = batch_size
         self.capacity = _round_up(capacity)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        torch._dynamo.mark_static_address(self.lengths)
+        _mark_static(self.lengths)
         self.extent = 0
         self.level = False
+        self.history: History | None = None
+        self._is_open = False
+        self._aside: list[int] = []  # requests of the rows behind the active ones
+        self._active = list(range(batch_size))  # requests of the active rows; kept while rows are set aside
+        self._aside_lengths = self.lengths[:0]
         self.window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device), self.capacity)
 
     @property
@@ -168,6 +180,15 @@ class RollbackCache(Cache):
         self.window = Slots(slots, self.capacity)
         self.extent = extent
         self.level = level
+        self._is_open = True
+
+    def check_open(self) -> None:
+        """Raises TypeError if a forward writes outside a window: only specdec's loop can use this cache."""
+        if not self._is_open:
+            raise TypeError(
+                "a RollbackCache works in specdec.generate() only; for model.generate() or a forward of your own "
+                "take cache.to_dynamic_cache()."
+            )
 
     def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
         """Closes the window: `num_kept` [B] of its tokens become part of the row, the rest is forgotten.
@@ -188,6 +209,7 @@ class RollbackCache(Cache):
                 if layer.is_initialized:
                     layer.move(*moved)
         self.lengths.add_(num_kept)
+        self._is_open = False
 
     def select_rows(self, rows: Tensor) -> None:
         """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
@@ -197,16 +219,78 @@ class RollbackCache(Cache):
         self.batch_capacity = max(self.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
 
+    def set_aside(self, rows: Sequence[int]) -> None:
+        """Active rows end: they move behind the rows that go on, with what they hold, until `restore`."""
+        staying = [r for r in range(len(self._active)) if r not in rows]
+        lengths = torch.cat([self.lengths, self._aside_lengths])
+        order = [*staying, *rows, *range(len(self._active), len(lengths))]
+        self._permute(order)
+        lengths = lengths[torch.tensor(order, device=lengths.device)]
+        self._aside = [self._active[r] for r in rows] + self._aside
+        self._active = [self._active[r] for r in staying]
+        self.lengths, self._aside_lengths = lengths[: len(staying)].clone(), lengths[len(staying) :]
+
+    @torch.inference_mode()  # as the loop that wrote the buffers
+    def restore(self, lengths: Sequence[int]) -> None:
+        """All rows come back in the order that they began in, cut to `lengths` (no more than they hold)."""
+        requests = [*self._active, *self._aside]
+        order = sorted(range(len(requests)), key=requests.__getitem__)
+        self._permute(order)
+        self.lengths = torch.tensor(lengths, device=self.lengths.device)
+        _mark_static(self.lengths)
+        self._active, self._aside, self._aside_lengths = sorted(requests), [], self.lengths[:0]
+        self._is_open = False
+
+    def _permute(self, order: Sequence[int]) -> None:
+        if list(order) != list(range(len(order))):
+            index = torch.tensor(order, device=self.lengths.device)
+            for layer in self._attention:
+                if layer.is_initialized:
+                    layer.select_rows(index, self.capacity)  # rows set aside may be longer than the extent
+
+    @torch.inference_mode()
+    def load(self, cache: Cache, mask: Tensor) -> None:
+        """Takes over a DynamicCache's memory into this empty cache; call `restore` with the lengths wanted.
+
+        Args:
+            cache: of full attention layers, as many as this one has.
+            mask: [B, C] bool, False on padding, over the C columns that it covers; C within the capacity.
+        """
+        load(cache, mask, self._attention)
+
+    def to_dynamic_cache(self, into: Cache | None = None) -> DynamicCache:
+        """The same memory in transformers' form, laid out as the returned `sequences` are.
+
+        Args:
+            into: a DynamicCache to overwrite; a new one if omitted.
+
+        Returns:
+            A DynamicCache over all returned tokens but the last, as `generate()` returns one: padding of the
+            prompt and behind rows that ended early takes zeros, which the attention mask must hide.
+
+        Raises:
+            OptionError: no finished call has left anything in this cache.
+        """
+        if self.history is None:
+            raise OptionError("this cache holds no finished call: take the one that generate() returned.")
+        return export(self._attention, self.history, into)
+
     def _grow(self, extent: int) -> None:
         capacity = _round_up(extent)
         for layer in self._attention:
             if layer.is_initialized:
-                layer.grow(capacity, self.extent)
+                layer.grow(capacity, self.capacity)
         self.capacity = capacity
 
     def crop(self, *args: Any) -> None:
         """Refused: lengths are per row here; use commit()."""
         raise TypeError("RollbackCache has no crop(): rejected tokens are dropped by commit(num_kept)")
+
+
+def _mark_static(buffer: Tensor) -> None:
+    """Tells compiled code that the buffer stays where it is."""
+    if not torch.compiler.is_compiling():  # a model whose layers are compiled makes its buffers inside Dynamo's trace
+        torch._dynamo.mark_static_address(buffer)
 
 
 def _round_up(slots: int) -> int:

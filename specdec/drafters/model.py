@@ -21,6 +21,7 @@ from specdec.state import DecodeState
 from specdec.target import ModelRunner, input_device
 from specdec.types import Acceptance, Proposal
 from specdec.window import Window, build_window, plan
+from specdec.wrapped import unwrap
 
 logger = logging.getLogger("specdec")
 
@@ -106,7 +107,7 @@ class ModelSession(DraftSession):
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
-        logits = self._runner.forward(window, self._cache, keep)[..., : state.vocab_size]
+        logits = self._runner.forward(window, self._cache, keep).logits[..., : state.vocab_size]
         # One padded to fewer gets the target's width, since processors fix theirs at the first call.
         missing = state.vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
@@ -156,9 +157,9 @@ class ModelDrafter(Drafter):
             raise DraftMismatchError("give both tokenizer= (the target's) and draft_tokenizer=, or neither.")
         if tokenizer is not None and draft_tokenizer is not None:
             compare_vocabularies(tokenizer.get_vocab(), draft_tokenizer.get_vocab())
-        self.model = model
+        self.model: PreTrainedModel = unwrap(model)
         self._compared = tokenizer is not None
-        self._runner = ModelRunner(model)
+        self._runner = ModelRunner(self.model)
 
     def check(self, target: PreTrainedModel) -> None:
         """Raises DraftMismatchError unless vocabulary sizes and devices fit."""

@@ -43,7 +43,7 @@ class Machine:
         committed = torch.tensor([r + [0] * (longest - len(r)) for r in self.rows])
         lengths = torch.tensor([len(r) for r in self.rows])
         window = build_window(committed, lengths, self.cache.lengths, proposal, shape)
-        logits = self.runner.forward(window, self.cache, keep=shape.width)
+        logits = self.runner.forward(window, self.cache, keep=shape.width).logits
         index = (window.num_pending - 1)[:, None] + torch.arange(len(parents) + 1)
         nodes = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
         paths = [self._path(parents, keep[b]) for b in range(batch_size)]

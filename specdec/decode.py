@@ -1,0 +1,170 @@
+"""One prepared call, decoded: its parts are put together, the loop runs, the output takes transformers' form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from specdec.cache.exchange import columns
+from specdec.controller import AutoLength, Controller, FixedLength
+from specdec.drafters import DraftSession
+from specdec.inputs import Prompt, close_memory, open_memory, read_prompt
+from specdec.loop import Committed, Decoding
+from specdec.options import Call, check_config
+from specdec.probe import probe
+from specdec.processors import check_own
+from specdec.recording import Recorder
+from specdec.sampling import Sampler
+from specdec.state import DecodeState
+from specdec.stats import SpeculationStats
+from specdec.stopping import Limits
+from specdec.streaming import Stream
+from specdec.target import ModelRunner
+
+OnCommit = Callable[[Committed], None]
+OnFinish = Callable[[SpeculationStats], None]
+
+
+@dataclass
+class SpeculativeOutput(GenerateDecoderOnlyOutput):
+    """transformers' output class and the call's statistics.
+
+    `past_key_values` is a RollbackCache: pass it to the next specdec call, which reads only what is new, or
+    `past_key_values.to_dynamic_cache()` to transformers.
+    """
+
+    speculation: SpeculationStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call as transformers hands it to the hook."""
+
+    input_ids: Tensor
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
+    config: GenerationConfig
+    model_kwargs: dict[str, Any]
+
+
+def decode(
+    runner: ModelRunner,
+    call: Call,
+    prepared: Prepared,
+    past: Cache | None,
+    generator: torch.Generator | None = None,
+    on_commit: OnCommit | None = None,
+    on_finish: OnFinish | None = None,
+) -> Tensor | SpeculativeOutput:
+    """Runs the loop on a call that transformers has prepared."""
+    config, input_ids = prepared.config, prepared.input_ids
+    check_config(config)
+    limits = Limits.read(prepared.stopping_criteria, input_ids.shape[1], config.pad_token_id)
+    sampler = Sampler(prepared.logits_processor, bool(config.do_sample), len(input_ids))
+    known = 0 if past is None else columns(past)
+    prompt = read_prompt(runner, input_ids, prepared.model_kwargs, config, known, limits.max_new_tokens)
+    check_own(prepared.logits_processor, prompt.shown, runner.vocab_size)
+    returns_all = bool(config.return_dict_in_generate)
+    recorder = Recorder(
+        len(input_ids),
+        limits.pad_token_id,
+        keeps_scores=returns_all and bool(config.output_scores),
+        keeps_logits=returns_all and bool(config.output_logits),
+        keeps_hidden=returns_all and bool(config.output_hidden_states),
+    )
+    probe(runner)
+    memory, prompt = open_memory(runner, prompt, past, keep_rows=returns_all or past is not None)
+    first_seen = list(memory.seen)
+    seed = _seed(generator) if sampler.do_sample else None
+    most = prompt.mask.shape[1] + limits.max_new_tokens
+    state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
+    decoding = Decoding(
+        runner,
+        state,
+        call.drafter.start(state) if call.drafter is not None else DraftSession(),
+        _controller(call),
+        limits,
+        call.rule,
+        _publisher(call, prompt, limits, on_commit),
+        memory,
+        prompt.extra,
+        recorder if recorder.wanted else None,
+        config.prefill_chunk_size,
+    )
+    try:
+        new = decoding.run()
+    except BaseException:
+        memory.cache.restore(first_seen)  # a user's cache is as it was, but for what the next call reads again
+        raise
+    if decoding.stats.trace is not None:
+        decoding.stats.trace.tokenizer = call.tokenizer
+    if on_finish is not None:
+        on_finish(decoding.stats)
+    sequences = _sequences(prompt.shown, new, limits.pad_token_id)
+    if memory.keep_rows:
+        close_memory(memory, prompt, new, runner.model)
+        if past is not None and past is not memory.cache:
+            memory.cache.to_dynamic_cache(into=past)
+    if not returns_all:
+        return sequences
+    lengths = list(map(len, new))
+    return SpeculativeOutput(
+        sequences=cast(torch.LongTensor, sequences),
+        scores=cast(Any, recorder.scores(max(lengths), lengths)),
+        logits=cast(Any, recorder.logits(max(lengths), lengths)),
+        hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, first_seen), max(lengths), lengths)),
+        past_key_values=past if past is not None else memory.cache,
+        speculation=decoding.stats,
+    )
+
+
+def _controller(call: Call) -> Controller:
+    if call.drafter is None:
+        return FixedLength(0)
+    if isinstance(call.num_draft_tokens, str):
+        return AutoLength()
+    return FixedLength(call.num_draft_tokens)
+
+
+def _publisher(call: Call, prompt: Prompt, limits: Limits, on_commit: OnCommit | None) -> OnCommit | None:
+    """Hands committed tokens to the streamer and to on_commit."""
+    if call.streamer is None:
+        return on_commit
+    stream = Stream(call.streamer, len(prompt.ids), limits.pad_token_id)
+    stream.prompt(prompt.shown)
+
+    def publish(part: Committed) -> None:
+        stream.add(part.request, part.tokens, part.finished)
+        if on_commit is not None:
+            on_commit(part)
+
+    return publish
+
+
+def _fed(prompt: Prompt, seen: list[int]) -> Tensor:
+    """[B, columns] bool: where the tokens of the prompt's forward stand in the user's layout."""
+    mask = prompt.mask.cpu()
+    if not any(seen):
+        return mask
+    lengths = mask.sum(1) - torch.tensor(seen)
+    width = int(lengths.max())
+    return torch.arange(width) >= width - lengths[:, None]
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    """One draw seeds the call's coins, so that calls differ and a seeded program repeats."""
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))
+
+
+def _sequences(shown: Tensor, new: list[list[int]], pad: int) -> Tensor:
+    """[B, P + longest]: the prompt as given, the new tokens, padding."""
+    longest = max(map(len, new))
+    rows = [tokens + [pad] * (longest - len(tokens)) for tokens in new]
+    return torch.cat([shown, torch.tensor(rows, dtype=shown.dtype, device=shown.device)], dim=1)

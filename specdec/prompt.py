@@ -1,0 +1,85 @@
+"""What a prompt brings to the forward besides token ids: embeddings, positions of its own, images, token types.
+
+transformers hands such inputs through `prepare_inputs_for_generation`. Here they are laid out as the loop's
+windows are (a row's first token first, padding dropped) and continued as transformers continues them: a new
+token's position is the one before plus one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.window import Window
+
+
+@dataclass(slots=True)
+class PromptInputs:
+    """Inputs that stand beside the token ids; rows aligned at the left, T the longest row.
+
+    Args:
+        lengths: [B] int64, tokens of each row's prompt.
+        embeds: [B, T, H] embeddings that the prompt's forward takes in place of token ids.
+        positions: [B, T] or [R, B, T] (multi-axis rotary embeddings) position ids.
+        per_token: inputs with a value per token, by name, [B, T + 1]: behind a row's prompt stands what every new
+            token takes.
+        once: inputs of the prompt's forward only (pixel values), by name, as they are.
+        always: inputs of every forward that are no tensors (switches), likewise.
+    """
+
+    lengths: Tensor
+    embeds: Tensor | None = None
+    positions: Tensor | None = None
+    per_token: dict[str, Tensor] = field(default_factory=dict)
+    once: dict[str, Any] = field(default_factory=dict)
+    always: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing but token ids at positions 0, 1, 2, ..."""
+        return self.embeds is None and self.positions is None and not (self.per_token or self.once or self.always)
+
+    def select_rows(self, index: Tensor) -> None:
+        """Keeps the given rows; the prompt's own forward is over by then."""
+        self.lengths = self.lengths[index]
+        self.embeds, self.once = None, {}
+        if self.positions is not None:
+            self.positions = self.positions[..., index, :]
+        self.per_token = {name: values[index] for name, values in self.per_token.items()}
+
+    def inputs(self, window: Window, is_prompt: bool) -> dict[str, Any]:
+        """The forward's arguments for a window; is_prompt: nothing has been fed before."""
+        last = self.lengths[:, None] - 1
+        known = torch.minimum(window.positions, last)  # a new token continues the prompt's last
+        place = torch.minimum(window.positions, self.lengths[:, None])
+        out: dict[str, Any] = {name: values.gather(1, place) for name, values in self.per_token.items()}
+        out.update(self.always)
+        if self.positions is not None:
+            index = known.expand(*self.positions.shape[:-1], -1)
+            out["position_ids"] = self.positions.gather(-1, index) + (window.positions - known)
+        if is_prompt:
+            out.update(self.once)
+            if self.embeds is not None:
+                out["input_ids"] = None
+                out["inputs_embeds"] = self.embeds.gather(1, known[:, :, None].expand(-1, -1, self.embeds.shape[2]))
+        return out
+
+
+def left_aligned(values: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
+    """Moves each row's unmasked entries to the front, in order.
+
+    Args:
+        values: [..., B, T, ...] with T at `dim` and B before it.
+        mask: [B, T] bool.
+
+    Returns:
+        The same shape, cut to the longest row; what stands behind a row's end repeats some of its entries.
+    """
+    order = torch.argsort(~mask, dim=1, stable=True)[:, : int(mask.sum(1).max())]  # [B, longest]
+    shape = [1] * values.dim()
+    shape[dim - 1], shape[dim] = order.shape
+    index = order.view(shape).expand(*values.shape[:dim], order.shape[1], *values.shape[dim + 1 :])
+    return values.gather(dim, index)
