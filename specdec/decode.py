@@ -77,9 +77,11 @@ def decode(
         keeps_scores=returns_all and bool(config.output_scores),
         keeps_logits=returns_all and bool(config.output_logits),
         keeps_hidden=returns_all and bool(config.output_hidden_states),
+        whole_hidden=config.use_cache is False,
     )
+    runner.check_batch(len(input_ids))
     probe(runner)
-    memory, prompt = open_memory(runner, prompt, past, keep_rows=returns_all or past is not None)
+    memory, prompt = open_memory(runner, prompt, past, keep_rows=past is not None or (returns_all and config.use_cache is not False))
     first_seen = list(memory.seen)
     seed = _seed(generator) if sampler.do_sample else None
     most = prompt.mask.shape[1] + limits.max_new_tokens
@@ -119,7 +121,7 @@ def decode(
         scores=cast(Any, recorder.scores(max(lengths), lengths)),
         logits=cast(Any, recorder.logits(max(lengths), lengths)),
         hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, first_seen), max(lengths), lengths)),
-        past_key_values=past if past is not None else memory.cache,
+        past_key_values=past if past is not None else memory.cache if memory.keep_rows else None,
         speculation=decoding.stats,
     )
 

@@ -131,8 +131,9 @@ def open_memory(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_ro
     cache = runner.new_cache(batch_size, prompt.mask.shape[1] + 1)
     seen = [0] * batch_size
     past_columns = 0 if past is None else columns(past)
-    if past is not None and past_columns:
+    if past is not None:
         check_dynamic(past, runner.num_layers)
+    if past is not None and past_columns:
         _check_batch(num_rows(past), batch_size)
         covered = prompt.mask[:, :past_columns]
         cache.load(past, covered)

@@ -30,7 +30,7 @@ from specdec.target import ModelRunner, TargetOutput
 from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Proposal
 from specdec.verify import block, greedy, rejection
-from specdec.window import Window, ancestor_matrix, build_window, plan
+from specdec.window import Window, ancestor_matrix, build_window
 
 Rule = Literal["rejection", "block"]
 
@@ -144,7 +144,7 @@ class Decoding:
         state, nothing = self.state, Proposal.empty(self.state.batch_size, self.state.device)
         while max(n - s for n, s in zip(state.host_lengths, seen, strict=True)) > chunk:
             ends = [min(s + chunk, n - 1) for n, s in zip(state.host_lengths, seen, strict=True)]
-            lengths, shape = torch.tensor(ends, device=state.device), plan(seen, ends, nothing)
+            lengths, shape = torch.tensor(ends, device=state.device), self.target.plan(seen, ends, nothing)
             window = build_window(state.tokens, lengths, cache.lengths, nothing, shape)
             self._forward(window, cache, keep=1)
             cache.commit(lengths - cache.lengths)
@@ -186,7 +186,7 @@ class Decoding:
         state, lengths = self.state, self.state.host_lengths
         drafting_done = perf_counter()
         proposal, broken = proposal.repaired(state.vocab_size)
-        shape = plan(seen, lengths, proposal)
+        shape = self.target.plan(seen, lengths, proposal)
         window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
         first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
         output = self._forward(window, cache, keep=shape.width - first)

@@ -117,6 +117,8 @@ def read_call(
     for name in REFUSED:
         refuse(name, settings.get(name))
     _check_cache(settings.get("cache_implementation"))
+    if kwargs.get("past_key_values") is not None and kwargs.get("cache_implementation") is not None:
+        raise OptionError("past_key_values= and cache_implementation= were both given: leave one out.")
     rest = {n: v for n, v in kwargs.items() if n not in MAPPED - {"use_cache"} and n not in REFUSED}
     drafter, num_draft_tokens = _mapped(settings, drafter, num_draft_tokens)
     streamer, tokenizer = rest.pop("streamer", None), rest.pop("tokenizer", None)

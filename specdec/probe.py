@@ -12,7 +12,7 @@ import torch
 from specdec.errors import UnsupportedModelError
 from specdec.target import ModelRunner
 from specdec.types import Proposal
-from specdec.window import build_window, plan
+from specdec.window import build_window
 from specdec.wrapped import uncompiled_call
 
 _PREFILLED = (4, 6)  # committed tokens of the two rows
@@ -42,41 +42,46 @@ def probe(runner: ModelRunner) -> None:
 
 @torch.no_grad()
 def relative_error(runner: ModelRunner) -> float:
-    """Mean error of verified logits, relative to the logits' standard deviation."""
-    end = max(_PREFILLED) + 2
+    """Mean error of verified logits, relative to the logits' standard deviation.
+
+    Attention that takes no mask is asked about what it will serve: one row, and a chain.
+    """
+    prefilled = _PREFILLED if runner.takes_masks else _PREFILLED[-1:]
+    end = max(prefilled) + 2
     device = runner.device
     text = (torch.arange(end + 1, device=device) * 7 + 3) % runner.vocab_size
-    batch_size = len(_PREFILLED)
-    lengths = torch.tensor(_PREFILLED, device=device)
+    batch_size = len(prefilled)
+    lengths = torch.tensor(prefilled, device=device)
     committed = text[:end].repeat(batch_size, 1)
 
     cache = runner.new_cache(batch_size, capacity=end + len(_PARENTS))
     nothing = Proposal.empty(batch_size, device)
-    shape = plan([0] * batch_size, _PREFILLED, nothing)
+    shape = runner.plan([0] * batch_size, prefilled, nothing)
     runner.forward(build_window(committed, lengths, cache.lengths, nothing, shape), cache, keep=1)
     cache.commit(lengths - 1)
 
-    tokens = torch.stack([torch.stack([text[n + 2], text[n], text[n + 1]]) for n in _PREFILLED])
-    proposal = Proposal(
-        tokens=tokens,
-        parents=torch.tensor(_PARENTS, device=device).expand(batch_size, -1),
-        valid=torch.ones_like(tokens, dtype=torch.bool),
-        depth=2,
-        width=2,
+    right = torch.stack([text[n : n + 2] for n in prefilled])  # what the text says
+    wrong = torch.stack([text[n + 2 : n + 3] for n in prefilled])
+    proposal = (
+        Proposal.chain(right)
+        if not runner.takes_masks
+        else Proposal(
+            tokens=torch.cat([wrong, right], dim=1),
+            parents=torch.tensor(_PARENTS, device=device).expand(batch_size, -1),
+            valid=torch.ones(batch_size, len(_PARENTS), dtype=torch.bool, device=device),
+            depth=2,
+            width=2,
+        )
     )
-    shape = plan([n - 1 for n in _PREFILLED], _PREFILLED, proposal)
+    shape = runner.plan([n - 1 for n in prefilled], prefilled, proposal)
     window = build_window(committed, lengths, cache.lengths, proposal, shape)
     logits = runner.forward(window, cache, keep=shape.width).logits.float()
 
     positions = torch.arange(end, device=device)[None]
-    plain = (
-        uncompiled_call(runner.model)(input_ids=text[None, :end], position_ids=positions, use_cache=False)
-        .logits[0]
-        .float()
-    )
+    forward = uncompiled_call(runner.model)
+    plain = forward(input_ids=text[None, :end], position_ids=positions, use_cache=False).logits[0].float()
+    slots = (0, shape.width - 2, shape.width - 1)  # the pending token and the two right ones
     differences = [
-        logits[row, slot] - plain[n - 1 + depth]
-        for row, n in enumerate(_PREFILLED)
-        for slot, depth in ((0, 0), (2, 1), (3, 2))  # the pending token, node 1, node 2
+        logits[row, slot] - plain[n - 1 + depth] for row, n in enumerate(prefilled) for depth, slot in enumerate(slots)
     ]
     return float(torch.stack(differences).abs().mean() / plain.std().clamp(min=1e-6))

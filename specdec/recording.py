@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Recorder:
     keeps_scores: bool = False
     keeps_logits: bool = False
     keeps_hidden: bool = False
+    whole_hidden: bool = False  # every step shows all that came before, as transformers does without a cache
     _scores: list[list[Tensor]] = field(init=False)  # per request, pieces [n, V]
     _logits: list[list[Tensor]] = field(init=False)
     _hidden: list[list[list[Tensor]]] = field(init=False)  # per layer and request, pieces [n, H]
@@ -95,6 +97,9 @@ class Recorder:
                     for states, i, n in zip(rows, at, lengths, strict=True)
                 ]
                 steps[step].append(torch.stack(row_states)[:, None])
+        if self.whole_hidden:
+            for before, step_layers in pairwise(steps):
+                step_layers[:] = [torch.cat(pair, dim=1) for pair in zip(before, step_layers, strict=True)]
         return tuple(tuple(layers) for layers in steps)
 
     def _by_step(self, pieces: list[list[Tensor]], length: int, lengths: Sequence[int]) -> tuple[Tensor, ...]:

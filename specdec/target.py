@@ -6,20 +6,24 @@ Serves targets and draft models alike. Nothing of the model is changed: no confi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from specdec.cache import RollbackCache
 from specdec.errors import UnsupportedModelError
 from specdec.prompt import PromptInputs
-from specdec.window import Window, to_additive
+from specdec.types import Proposal
+from specdec.window import Plan, Window, plan, to_additive
 from specdec.wrapped import uncompiled_call
 
-_ATTENTION = ("eager", "sdpa")  # take a 4D mask per row; flash attention does not
+_ATTENTION = ("eager", "sdpa")  # take a 4D mask per row
+_NO_MASK = "takes no mask per row, which {what} need. Load it with attn_implementation='sdpa' instead."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class ModelRunner:
         self.vocab_size: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.rope_switch: int | None = _rope_switch(config)
+        self.takes_masks = config._attn_implementation in _ATTENTION
         self._keeps_logits = "logits_to_keep" in parameters
 
     @property
@@ -63,6 +68,27 @@ class ModelRunner:
     def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
         """An empty cache for this model with room for `capacity` tokens a row."""
         return RollbackCache(self.num_layers, batch_size, self.device, capacity)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises UnsupportedModelError for a batch whose rows accept different amounts, where no mask can say so."""
+        if batch_size > 1 and not self.takes_masks:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} runs flash attention, which "
+                f"{_NO_MASK.format(what=f'batches ({batch_size} rows)')} Or decode one prompt a call."
+            )
+
+    def plan(self, seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> Plan:
+        """The window of rows of which the cache has seen `seen` of `lengths` tokens.
+
+        Raises:
+            UnsupportedModelError: it needs a mask, and the attention takes none.
+        """
+        shape = plan(seen, lengths, proposal, causal_at_end=not self.takes_masks)
+        if shape.masked and not self.takes_masks:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} runs flash attention, which {_NO_MASK.format(what='draft trees')}"
+            )
+        return shape
 
     def release(self) -> None:
         """Undoes what inference mode leaves on a model: buffers that a forward replaced could not be trained with."""
@@ -159,10 +185,9 @@ def check_supported(model: PreTrainedModel, config: Any, parameters: Any) -> Non
             f"{name}.forward takes no position_ids, so rows of different lengths cannot be verified together."
         )
     attention = getattr(config, "_attn_implementation", "eager")
-    if attention not in _ATTENTION:
+    if attention not in _ATTENTION and not is_flash_attention_requested(config):
         raise UnsupportedModelError(
-            f"{name} runs attn_implementation={attention!r}, which takes no per-row mask. "
-            f"Load it with attn_implementation='sdpa' instead."
+            f"{name} runs attn_implementation={attention!r}, which {_NO_MASK}".format(what="drafts")
         )
     if getattr(config, "alibi", False):
         raise UnsupportedModelError(f"{name} uses ALiBi, whose bias cannot be given per-row positions.")

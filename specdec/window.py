@@ -40,11 +40,16 @@ class Plan:
     level: bool  # all rows have seen the same number of tokens
 
 
-def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> Plan:
-    """Plans the window of rows of which the cache has seen `seen` of `lengths` tokens."""
+def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal, causal_at_end: bool = False) -> Plan:
+    """Plans the window of rows of which the cache has seen `seen` of `lengths` tokens.
+
+    Args:
+        causal_at_end: attention without a mask lets the last query see every key (flash attention), so that a chain
+            behind a cache needs none where all rows are level.
+    """
     width = max(n - s for n, s in zip(lengths, seen, strict=True)) + proposal.num_nodes
     level = min(seen) == max(seen)
-    masked = not (level and (width == 1 or (seen[0] == 0 and proposal.is_chain)))
+    masked = not (level and (width == 1 or (proposal.is_chain and (seen[0] == 0 or causal_at_end))))
     return Plan(width, max(seen) + width, masked, level)
 
 

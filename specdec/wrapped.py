@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -29,7 +29,7 @@ def unwrap(model: Any) -> Any:
         UnsupportedModelError: an adapter outside the layers, or one that looks at the whole call.
     """
     while True:
-        if hasattr(type(model), "get_compiler_config") or "_orig_mod" in getattr(model, "_modules", {}):
+        if "_orig_mod" in getattr(model, "_modules", {}):
             model = model._orig_mod
         elif _is_peft(model):
             _check_adapters(model)
@@ -43,12 +43,12 @@ def uncompiled_call(model: nn.Module) -> Callable[..., Any]:
 
     Windows differ in width, extent and mask, and Dynamo would compile each kind anew: more than its limit of 8
     for a target and a draft, after which all models of the process run uncompiled (or raise, with
-    fullgraph=True), the user's own calls as well.
+    fullgraph=True), the user's own calls as well. Hooks on the model itself run only where `forward` is its own.
     """
     forward = vars(model).get("forward")
     original = getattr(forward, "_torchdynamo_orig_callable", None)
     if original is not None:
-        return original  # type: ignore[no-any-return]
+        return cast(Callable[..., Any], original)
     return model._call_impl
 
 
@@ -66,9 +66,9 @@ def _check_adapters(model: Any) -> None:
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if config.is_prompt_learning:
             raise UnsupportedModelError(
-                f"adapter {name!r} ({kind}) puts virtual tokens before the prompt, which only peft itself adds: {_REMEDY}"
+                f"adapter {name!r} ({kind}) puts virtual tokens before the prompt, which only peft adds: {_REMEDY}"
             )
         if kind in _PER_CALL or getattr(config, "alora_invocation_tokens", None) is not None:
             raise UnsupportedModelError(
-                f"adapter {name!r} ({kind}) depends on the whole prompt of a call, not on a token's own layers: {_REMEDY}"
+                f"adapter {name!r} ({kind}) looks at the whole prompt of a call, not at one forward: {_REMEDY}"
             )

@@ -20,7 +20,7 @@ from specdec.sampling import Prefixes
 from specdec.state import DecodeState
 from specdec.target import ModelRunner, input_device
 from specdec.types import Acceptance, Proposal
-from specdec.window import Window, build_window, plan
+from specdec.window import Window, build_window
 from specdec.wrapped import unwrap
 
 logger = logging.getLogger("specdec")
@@ -84,7 +84,7 @@ class ModelSession(DraftSession):
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         """Feeds every committed token that the cache lacks; logits [B, V] after the last one."""
         nothing = Proposal.empty(state.batch_size, state.device)
-        shape = plan(self._seen, lengths, nothing)
+        shape = self._runner.plan(self._seen, lengths, nothing)
         window = build_window(state.tokens, state.lengths, self._cache.lengths, nothing, shape)
         pending = [n - s for n, s in zip(lengths, self._seen, strict=True)]
         keep = shape.width - min(pending) + 1
@@ -189,6 +189,7 @@ class ModelDrafter(Drafter):
         _WARNED.add(self.model)
 
     def start(self, state: DecodeState) -> ModelSession:
+        self._runner.check_batch(state.batch_size)
         probe(self._runner)
         return ModelSession(self._runner, state)
 

@@ -104,7 +104,7 @@ def test_an_unproven_vocabulary_is_warned_of_once(caplog: pytest.LogCaptureFixtu
     assert len([r for r in caplog.records if "not compared" in r.message]) == 1
 
 
-@pytest.mark.parametrize("kind", ["sliding", "recurrent", "encoder-decoder", "flash"])
+@pytest.mark.parametrize("kind", ["sliding", "recurrent", "encoder-decoder", "flex"])
 def test_unsupported_memories_are_refused_by_name(kind: str) -> None:
     from transformers import (
         MambaConfig,
@@ -128,8 +128,8 @@ def test_unsupported_memories_are_refused_by_name(kind: str) -> None:
         )
     else:
         model = LlamaForCausalLM(copy.deepcopy(tiny("llama").config))
-        model.config._attn_implementation = "flash_attention_2"
-    words = {"sliding": "sliding", "recurrent": "recurrent", "encoder-decoder": "encoder", "flash": "sdpa"}[kind]
+        model.config._attn_implementation = "flex_attention"
+    words = {"sliding": "sliding", "recurrent": "recurrent", "encoder-decoder": "encoder", "flex": "sdpa"}[kind]
     with pytest.raises(specdec.UnsupportedModelError, match=words):
         specdec.generate(model, torch.tensor([[1, 2]]), max_new_tokens=2)
     with pytest.raises(specdec.UnsupportedModelError, match=words):
