@@ -23,6 +23,7 @@ class Outcome:
 
     work: float  # units of work (tokens, steps): times are compared per unit
     detail: Any = None  # anything the benchmark wants to add up afterwards
+    seconds: float | None = None  # where what is timed ends before the call does; None = the whole call
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class Comparison(Generic[Item]):
         """Times one side on one item."""
         begun = perf_counter()
         outcome = self.sides[side](self.items[item])
-        self.runs.append(Run(side, item, round_, perf_counter() - begun, outcome))
+        seconds = perf_counter() - begun if outcome.seconds is None else outcome.seconds
+        self.runs.append(Run(side, item, round_, seconds, outcome))
 
     def measure(self, benchmark: Any, main: str, rounds: int) -> None:
         """Runs all rounds under pytest-benchmark, whose own statistics are then those of side `main`.

@@ -18,9 +18,12 @@ def report(data: dict[str, Any]) -> str:
     infos: list[Info] = [b["extra_info"] for b in data["benchmarks"] if "kind" in b["extra_info"]]
     generate = [i for i in infos if i["kind"] == "generate"]
     cache = [i for i in infos if i["kind"] == "cache"]
+    first = [i for i in infos if i["kind"] == "first token"]
     parts = [_circumstances(data, infos)]
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
+    if first:
+        parts += ["### Time to the first token", _first(first)]
     if cache:
         parts += ["### The cache's own cost of a step, without the model", _cache(cache)]
     return "\n\n".join(parts) + "\n"
@@ -88,6 +91,19 @@ def _cache(infos: Iterable[Info]) -> str:
         rows.append([info["dtype"], info["commit"], "speed-up", *(f"{r:.2f}" for r in info["ratios"]), ""])
     columns = "|".join(f"{c} tokens, ms" for c in contexts)
     return _table(f"dtype|commit|cache|{columns}|longest / shortest", rows)
+
+
+def _first(infos: Iterable[Info]) -> str:
+    infos = list(infos)
+    contexts = infos[0]["contexts"]
+    rows = []
+    for info in infos:
+        case = [info["dtype"], str(info["batch"])]
+        rows.append([*case, "plain", *(f"{t:.1f} ms" for t in info["milliseconds"]["plain"])])
+        for side, ratios in info["ratios"].items():
+            rows.append([*case, f"{side} / plain", *(f"{m:.2f} [{low:.2f}-{high:.2f}]" for m, low, high in ratios)])
+    columns = "|".join(f"{c} tokens" for c in contexts)
+    return _table(f"dtype|batch|side|{columns}", rows)
 
 
 def _case(info: Info) -> list[str]:

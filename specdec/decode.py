@@ -81,7 +81,9 @@ def decode(
     )
     runner.check_batch(len(input_ids))
     probe(runner)
-    memory, prompt = open_memory(runner, prompt, past, keep_rows=past is not None or (returns_all and config.use_cache is not False))
+    memory, prompt = open_memory(
+        runner, prompt, past, keep_rows=past is not None or (returns_all and config.use_cache is not False)
+    )
     first_seen = list(memory.seen)
     seed = _seed(generator) if sampler.do_sample else None
     most = prompt.mask.shape[1] + limits.max_new_tokens
@@ -169,4 +171,4 @@ def _sequences(shown: Tensor, new: list[list[int]], pad: int) -> Tensor:
     """[B, P + longest]: the prompt as given, the new tokens, padding."""
     longest = max(map(len, new))
     rows = [tokens + [pad] * (longest - len(tokens)) for tokens in new]
-    return torch.cat([shown, torch.tensor(rows, dtype=shown.dtype, device=shown.device)], dim=1)
+    return torch.cat([shown, torch.tensor(rows, device=shown.device)], dim=1)

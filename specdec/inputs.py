@@ -92,7 +92,8 @@ def read_prompt(
             )
         knows = missing == 0
         ids = shown if knows else torch.nn.functional.pad(shown, (missing, 0))
-    check_padding(ids.shape, mask)
+    if given is not None:
+        check_padding(ids.shape, mask)
     _check_length(runner, mask, num_new_tokens)
     return Prompt(shown, ids, mask, knows, _extra(runner, mask, embeds, model_kwargs))
 
@@ -260,8 +261,13 @@ def _own_positions(positions: Tensor, mask: Tensor) -> Tensor | None:
             "cached ones included, or none."
         )
     if positions.dim() == 2:
+        ordinary = (mask.long().cumsum(1) - 1).clamp(min=0)
+        if positions.shape[0] == 1 and mask.all():
+            ordinary = ordinary[:1]
+        if torch.equal(positions, ordinary):
+            return None
         positions = positions.expand(len(mask), -1)
-        if torch.equal(positions[mask], (mask.long().cumsum(1) - 1)[mask]):
+        if torch.equal(positions[mask], ordinary[mask]):
             return None
     else:
         positions = positions.expand(*positions.shape[:-2], len(mask), -1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
+from specdec.target import parameters
 
 HONOURED = frozenset(
     # fields
@@ -185,17 +187,21 @@ def _check_cache(kind: str | None) -> None:
 
 def _check_names(target: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Raises OptionError for a name that neither transformers, the model nor specdec knows."""
-    known = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
-    known |= set(vars(GenerationConfig())) | HONOURED | MAPPED | set(REFUSED)
-    forward: Any = target.forward
-    taken = known | set(inspect.signature(forward).parameters)
+    known = _known_names()
     prepare: Any = target.prepare_inputs_for_generation
-    taken |= set(inspect.signature(prepare).parameters)
+    taken = known | parameters(target.forward) | parameters(prepare)
     for name in kwargs:
         if name not in taken:
             close = difflib.get_close_matches(name, known | OWN, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise OptionError(f"generate() has no argument {name!r}.{hint}")
+
+
+@lru_cache(maxsize=1)
+def _known_names() -> frozenset[str]:
+    """What transformers' generate() and its config take, and what specdec adds."""
+    arguments = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
+    return frozenset(arguments | set(vars(GenerationConfig())) | HONOURED | MAPPED | set(REFUSED))
 
 
 class _Settings:

@@ -105,7 +105,8 @@ class Recorder:
     def _by_step(self, pieces: list[list[Tensor]], length: int, lengths: Sequence[int]) -> tuple[Tensor, ...]:
         rows = [torch.cat(parts) for parts in pieces]
         certain = torch.full_like(rows[0][0], float("-inf"))
-        certain[self.pad_token_id] = 0
+        if 0 <= self.pad_token_id < len(certain):  # some pad with an id that no tokenizer has
+            certain[self.pad_token_id] = 0
         return tuple(
             torch.stack([r[step] if step < n else certain for r, n in zip(rows, lengths, strict=True)])
             for step in range(length)
