@@ -218,8 +218,10 @@ def _runner(target: Any) -> ModelRunner:
 
 def _plain_generate(model: PreTrainedModel) -> Callable[..., Any]:
     """transformers' own generate, also while `attached` stands in its place."""
-    own: Any = model.generate
-    return cast(Callable[..., Any], getattr(own, "specdec_replaces", own))
+    generate: Any = model.generate
+    while hasattr(generate, "specdec_replaces"):
+        generate = generate.specdec_replaces
+    return cast(Callable[..., Any], generate)
 
 
 def _check_prompt(runner: ModelRunner, inputs: Tensor | None, kwargs: dict[str, Any]) -> torch.device:
