@@ -14,7 +14,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from specdec.cache.exchange import columns
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import DraftSession
-from specdec.inputs import Prompt, close_memory, open_memory, read_prompt
+from specdec.inputs import Prompt, close_memory, opened_memory, read_prompt
 from specdec.loop import Committed, Decoding
 from specdec.options import Call, check_config
 from specdec.probe import probe
@@ -81,49 +81,45 @@ def decode(
     )
     runner.check_batch(len(input_ids))
     probe(runner)
-    memory, prompt = open_memory(
-        runner, prompt, past, keep_rows=past is not None or (returns_all and config.use_cache is not False)
-    )
-    first_seen = list(memory.seen)
-    seed = _seed(generator) if sampler.do_sample else None
-    most = prompt.mask.shape[1] + limits.max_new_tokens
-    state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
-    decoding = Decoding(
-        runner,
-        state,
-        call.drafter.start(state) if call.drafter is not None else DraftSession(),
-        _controller(call),
-        limits,
-        call.rule,
-        _publisher(call, prompt, limits, on_commit),
-        memory,
-        prompt.extra,
-        recorder if recorder.wanted else None,
-        config.prefill_chunk_size,
-    )
-    try:
+    keep_rows = past is not None or (returns_all and config.use_cache is not False)
+    with opened_memory(runner, prompt, past, keep_rows) as (memory, prompt):
+        seen = list(memory.seen)
+        seed = _seed(generator) if sampler.do_sample else None
+        most = prompt.mask.shape[1] + limits.max_new_tokens
+        state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
+        decoding = Decoding(
+            runner,
+            state,
+            call.drafter.start(state) if call.drafter is not None else DraftSession(),
+            _controller(call),
+            limits,
+            call.rule,
+            _publisher(call, prompt, limits, on_commit),
+            memory,
+            prompt.extra,
+            recorder if recorder.wanted else None,
+            config.prefill_chunk_size,
+        )
         new = decoding.run()
-    except BaseException:
-        memory.cache.restore(first_seen)  # a user's cache is as it was, but for what the next call reads again
-        raise
     if decoding.stats.trace is not None:
         decoding.stats.trace.tokenizer = call.tokenizer
     if on_finish is not None:
         on_finish(decoding.stats)
-    sequences = _sequences(prompt.shown, new, limits.pad_token_id)
-    if memory.keep_rows:
+    if keep_rows:
         close_memory(memory, prompt, new, runner.model)
         if past is not None and past is not memory.cache:
             memory.cache.to_dynamic_cache(into=past)
+    sequences = _sequences(prompt.shown, new, limits.pad_token_id)
     if not returns_all:
         return sequences
     lengths = list(map(len, new))
+    returned = past if past is not None else memory.cache if keep_rows else None
     return SpeculativeOutput(
         sequences=cast(torch.LongTensor, sequences),
         scores=cast(Any, recorder.scores(max(lengths), lengths)),
         logits=cast(Any, recorder.logits(max(lengths), lengths)),
-        hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, first_seen), max(lengths), lengths)),
-        past_key_values=past if past is not None else memory.cache if memory.keep_rows else None,
+        hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, seen), max(lengths), lengths)),
+        past_key_values=returned,
         speculation=decoding.stats,
     )
 

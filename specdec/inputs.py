@@ -6,6 +6,8 @@ token ids per row, so that drafters and windows know one form only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -111,14 +113,19 @@ def nearest_tokens(model: PreTrainedModel, embeds: Tensor) -> Tensor:
     return torch.stack([(row.float() @ direction.T)[:, :vocab_size].argmax(-1) for row in embeds])
 
 
-def open_memory(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool) -> tuple[Memory, Prompt]:
+@contextmanager
+def opened_memory(
+    runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool
+) -> Iterator[tuple[Memory, Prompt]]:
     """The cache to decode with: a new one, or what `past` holds, as far as it agrees with the prompt.
+
+    After an exception the user's cache holds what it held as far as it agreed, and can be used again.
 
     Args:
         past: None, transformers' DynamicCache, or a RollbackCache that an earlier call returned.
         keep_rows: the cache is returned.
 
-    Returns:
+    Yields:
         The memory, and the prompt with the tokens that only the cache knew.
 
     Raises:
@@ -126,15 +133,29 @@ def open_memory(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_ro
         OptionError: the cache belongs to another model, or its call has not finished.
         UnsupportedOptionError: another kind of cache.
     """
-    batch_size = len(prompt.ids)
+    history = past.history if isinstance(past, RollbackCache) else None
+    memory, prompt = _open(runner, prompt, past, keep_rows)
+    seen = list(memory.seen)
+    try:
+        yield memory, prompt
+    except BaseException:
+        if keep_rows:
+            memory.cache.restore(seen)
+            memory.cache.history = history
+        raise
+
+
+def _open(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool) -> tuple[Memory, Prompt]:
     if isinstance(past, RollbackCache):
         return _continue(runner, prompt, past, keep_rows)
+    batch_size = len(prompt.ids)
     cache = runner.new_cache(batch_size, prompt.mask.shape[1] + 1)
     seen = [0] * batch_size
-    past_columns = 0 if past is None else columns(past)
-    if past is not None:
-        check_dynamic(past, runner.num_layers)
-    if past is not None and past_columns:
+    if past is None:
+        return Memory(cache, seen, keep_rows), prompt
+    check_dynamic(past, runner.num_layers)
+    past_columns = columns(past)
+    if past_columns:
         _check_batch(num_rows(past), batch_size)
         covered = prompt.mask[:, :past_columns]
         cache.load(past, covered)

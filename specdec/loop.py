@@ -133,7 +133,8 @@ class Decoding:
         cache, seen = self.memory.cache, self.memory.seen
         self.stats.prompt_tokens = sum(state.prompt_lengths) - sum(seen)
         while state.batch_size:
-            if self._prefilling and self.prefill_chunk is not None:
+            whole = self.prompt is not None and self.prompt.once  # images belong to one forward
+            if self._prefilling and self.prefill_chunk is not None and not whole:
                 seen = self._feed_chunks(cache, seen, self.prefill_chunk)
             proposal = self._propose()
             seen = self._step(cache, seen, proposal)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -118,6 +118,10 @@ class ModelRunner:
             is_prompt: this is the prompt's own forward.
             hidden_states: return them as well.
         """
+        if not self.takes_masks:
+            # transformers takes positions that do not go on for several sequences packed into one row, so those of
+            # a window's padding must go on too. Slots do, and for a chain of one row they are the positions.
+            window = replace(window, positions=window.slots)
         cache.begin(window.slots, window.extent, window.level)
         mask = None if window.mask is None else to_additive(window.mask, self.dtype)
         kwargs: dict[str, Any] = {"input_ids": window.tokens, "position_ids": window.positions}

@@ -59,10 +59,15 @@ PENALTY_KNOWS_PADDING = _penalty_knows_padding()
 
 @cache
 def tiny(
-    architecture: str, seed: int = 0, noise: float = 0.0, attention: str = "sdpa", dtype: torch.dtype = torch.float64
+    architecture: str,
+    seed: int = 0,
+    noise: float = 0.0,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float64,
+    **changes: object,
 ) -> PreTrainedModel:
     """A random model; noise > 0 gives a draft that often, not always, agrees with the noiseless one."""
-    config = CONFIG_MAPPING[architecture](**{**_COMMON, **ARCHITECTURES[architecture]})
+    config = CONFIG_MAPPING[architecture](**{**_COMMON, **ARCHITECTURES[architecture], **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -81,7 +81,10 @@ def test_or_are_decoded_plainly(caplog: pytest.LogCaptureFixture) -> None:
     """On request a refused call is transformers' own, with one warning per reason; a streamer ends once."""
     expected = TARGET.generate(**INPUTS, num_beams=2, max_new_tokens=5)
     streamer = Ends()
-    with caplog.at_level(logging.WARNING, "specdec"), specdec.attached(TARGET, DRAFT, unsupported="plain") as attachment:
+    with (
+        caplog.at_level(logging.WARNING, "specdec"),
+        specdec.attached(TARGET, DRAFT, unsupported="plain") as attachment,
+    ):
         for _ in range(2):
             assert torch.equal(TARGET.generate(**INPUTS, num_beams=2, max_new_tokens=5), expected)
         TARGET.generate(**INPUTS, output_attentions=True, max_new_tokens=5, streamer=streamer)

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 from transformers.generation import logits_process as hf
 
 from specdec.errors import UnsupportedOptionError
-from specdec.processors import IGNORE_PREFIX
+from specdec.processors import IGNORE_PREFIX, check_own
 from specdec.sampling import Prefixes, Sampler
 
 VOCAB_SIZE = 40
@@ -86,3 +86,99 @@ def test_processors_with_a_memory_are_refused() -> None:
     )
     with pytest.raises(UnsupportedOptionError, match="SynthID"):
         Sampler([stateful], do_sample=True)
+
+
+class Grammar(LogitsProcessor):
+    """Knows only texts that it allows, and only those whose beginning it was asked about: like a parser's memo."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        out = torch.full_like(scores, float("-inf"))
+        for row, ids in enumerate(input_ids.tolist()):
+            state = self.known[tuple(ids[:-1])] if self.known else 0
+            if self.known and ids[-1] % 3 != state % 3:
+                raise KeyError(f"no such text: {ids}")
+            self.known[tuple(ids)] = state + 1
+            out[row, (state + 1) % 3 :: 3] = scores[row, (state + 1) % 3 :: 3]
+        return out
+
+
+def test_a_constraint_is_not_asked_about_what_it_forbids() -> None:
+    """Depth by depth, parents first; behind a forbidden token and at padding nothing is asked."""
+    #      root -> 0 (allowed) -> 2 (forbidden) -> 4; root -> 1 (forbidden) -> 3; 5 is padding below 0
+    parents = [[-1, -1, 0, 1, 2, 0]]
+    tokens = [4, 5, 4, 5, 6, 5]  # after the root: 1, 4, 7, ... ; after those 2, 5, 8, ...
+    paths = [torch.tensor([9])]
+    for node, token in enumerate(tokens):
+        paths.append(torch.cat([paths[parents[0][node] + 1], torch.tensor([token])]))
+    logits = torch.randn(1, 7, VOCAB_SIZE)
+    grammar = Grammar()
+    valid = [[True] * 5 + [False]]
+    scores = Sampler([grammar, hf.TemperatureLogitsWarper(0.5)], True).scores(
+        logits, Prefixes([paths], [0], parents, valid)
+    )
+    assert set(grammar.known) == {(9,), (9, 4)}
+    for node, rest in ((0, 1), (1, 2)):
+        allowed = scores[0, node, rest::3]
+        torch.testing.assert_close(allowed, logits[0, node, rest::3] / 0.5)
+        assert scores[0, node].isfinite().sum() == len(allowed)
+    assert torch.equal(scores[0, 2:], logits[0, 2:]), "what nobody asked about stays as it was"
+
+
+def test_own_processors_are_asked_twice() -> None:
+    """A processor that counts its calls, or that looks at the row's index, is refused by name."""
+
+    class Counting(LogitsProcessor):
+        calls = 0
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return scores + self.calls
+
+    class PerRow(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores * torch.arange(1, 1 + len(scores))[:, None]
+
+    class WholeBatch(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores + torch.ones(3, 1)[: len(scores) if len(scores) != 1 else 3]
+
+    ids = torch.tensor([[1, 2], [1, 2], [1, 2]])
+    with pytest.raises(UnsupportedOptionError, match="Counting gives two answers"):
+        check_own([Counting()], ids[:1], VOCAB_SIZE)
+    for kind in (PerRow, WholeBatch):
+        with pytest.raises(UnsupportedOptionError, match=f"{kind.__name__} treats row 1"):
+            check_own([kind()], ids, VOCAB_SIZE)
+    check_own([PerRow()], ids[:1], VOCAB_SIZE)  # one row has one index
+    check_own([hf.TopKLogitsWarper(2), hf.RepetitionPenaltyLogitsProcessor(2.0)], ids, VOCAB_SIZE)
+
+
+def test_processors_that_hold_something_per_row() -> None:
+    """transformers' own row-indexed processors treat a node as they treat its request's row."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, 10, (2, 6), generator=generator)
+    logits = torch.randn(4, 2, VOCAB_SIZE, generator=generator)  # two prompts, two sequences of each
+    paths = [[torch.randint(0, 10, (7 + r + n,), generator=generator) for n in range(2)] for r in range(4)]
+    one_row = {
+        "repetition": lambda r: hf.EncoderRepetitionPenaltyLogitsProcessor(3.0, prompt[r // 2, None]),
+        "ngrams": lambda r: hf.EncoderNoRepeatNGramLogitsProcessor(2, prompt[r // 2, None]),
+        "prefix": lambda r: hf.PrefixConstrainedLogitsProcessor(lambda _, ids: [r, int(ids[-1])], 1),
+    }
+    whole = {
+        "repetition": hf.EncoderRepetitionPenaltyLogitsProcessor(3.0, prompt),
+        "ngrams": hf.EncoderNoRepeatNGramLogitsProcessor(2, prompt),
+        "prefix": hf.PrefixConstrainedLogitsProcessor(lambda row, ids: [row, int(ids[-1])], 1),
+    }
+    for name, processor in whole.items():
+        order = [3, 1, 0]  # rows leave; the others keep their request
+        sampler = Sampler([processor], True, batch_size=4)
+        # No node hangs on another here, so that each is asked.
+        parents = [[-1]] * 3
+        given = [[p[0], torch.cat([p[0], p[0][-1:]])] for p in (paths[r] for r in order)]
+        got = sampler.scores(logits[order], Prefixes(given, order, parents))
+        for row, request in enumerate(order):
+            for node in range(2):
+                alone = one_row[name](request)(given[row][node][None], logits[request, node][None].clone())
+                torch.testing.assert_close(got[row, node][None], alone)

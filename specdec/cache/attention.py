@@ -218,6 +218,7 @@ class RollbackCache(Cache):
                 layer.select_rows(rows, self.extent)
         self.batch_capacity = max(self.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
+        self._active = list(range(len(rows)))
 
     def set_aside(self, rows: Sequence[int]) -> None:
         """Active rows end: they move behind the rows that go on, with what they hold, until `restore`."""
