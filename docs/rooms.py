@@ -9,22 +9,32 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 8, 12),
-    ("generate", "the drop-in edge", 0, 7, 4),
-    ("arbitrate", "bug or near-tie?", 4, 7, 4),
-    ("bundled", "the pair, the prompts", 8, 7, 4),
-    ("checks", "what is refused, before any forward", 0, 6, 12),
-    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 5, 12),
-    ("drafters", "only propose", 0, 4, 6),
-    ("controller", "how many tokens to draft", 6, 4, 6),
-    ("probe", "can this model be rolled back?", 0, 3, 12),
-    ("target", "one forward of one model", 0, 2, 6),
-    ("state", "committed tokens, rows", 6, 2, 6),
-    ("verify", "acceptance, coins", 0, 1, 3),
-    ("sampling", "processors -> p", 3, 1, 3),
-    ("window", "positions, masks", 6, 1, 3),
-    ("cache", "rollback", 9, 1, 3),
-    ("errors  types  stats", "the words that all of them use", 0, 0, 12),
+    ("cli", "the command line", 0, 12, 12),
+    ("attach", "for code that calls target.generate()", 0, 11, 12),
+    ("generate", "the drop-in edge", 0, 10, 4),
+    ("arbitrate", "bug or near-tie?", 4, 10, 4),
+    ("bundled", "the pair, the prompts", 8, 10, 4),
+    ("decode", "one prepared call: parts in, transformers' output out", 0, 9, 12),
+    ("inputs", "prompt and earlier memory, as the loop wants them", 0, 8, 12),
+    ("options", "every argument: honoured, mapped or refused", 0, 7, 8),
+    ("checks", "bad prompts", 8, 7, 4),
+    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 6, 12),
+    ("drafters", "only propose", 0, 5, 6),
+    ("controller", "how many tokens to draft", 6, 5, 6),
+    ("probe", "can this model be rolled back?", 0, 4, 12),
+    ("target", "one forward of one model", 0, 3, 4),
+    ("state", "tokens, rows", 4, 3, 2.6),
+    ("recording", "scores, logits", 6.6, 3, 2.7),
+    ("streaming", "to streamers", 9.3, 3, 2.7),
+    ("sampling", "processors -> p", 0, 2, 4),
+    ("stopping", "when rows end", 4, 2, 4),
+    ("prompt", "embeddings, images", 8, 2, 4),
+    ("verify", "acceptance, coins", 0, 1, 2.5),
+    ("processors", "what is known", 2.5, 1, 2.4),
+    ("window", "positions, masks", 4.9, 1, 2.4),
+    ("cache", "rollback", 7.3, 1, 2.2),
+    ("wrapped", "PEFT, compiled", 9.5, 1, 2.5),
+    ("errors  types  trace  stats  pieces", "the words that all of them use", 0, 0, 12),
 ]
 COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 
@@ -32,7 +42,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 6))
+    figure, axes = plt.subplots(figsize=(9, 8.4))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -43,10 +53,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 8.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 12.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 4.5, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 9.1))
+    axes.text(12.75, 6.5, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 13.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 

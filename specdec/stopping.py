@@ -194,8 +194,6 @@ class Stopping:
                 if ends[row]:
                     self._end(row, column + 1)
             self._column += 1
-        if None not in self._ends:
-            self._column = max(self._column, self.max_new_tokens)
 
     def _ask(self, length: int) -> list[bool]:
         """Which rows any of the criteria ends at `length` new tokens."""

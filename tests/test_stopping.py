@@ -45,7 +45,7 @@ def by_hand(texts: list[list[int]], eos: set[int], ends: Any, runs_on: bool, pad
     return out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_blocks_of_any_size_end_where_single_tokens_do(data: st.DataObject) -> None:
     """The same text, cut into random blocks per row, stops where transformers' column by column loop stops."""
