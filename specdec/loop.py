@@ -193,9 +193,9 @@ class Decoding:
         output = self._forward(window, cache, keep=shape.width - first)
         logits = _at_nodes(output.logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
         acceptance, scores = self._verify(logits, proposal)
-        # A tree's path is moved together; it stands behind the one pending token of a prefilled row.
-        path = torch.where(acceptance.path >= 0, acceptance.path + 1, -1)
-        cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else F.pad(path, (1, 0)))
+        path = F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))  # node indices, 0 = root
+        # A tree's path is moved together; a row of a tree has one pending token, the root.
+        cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else path)
         new = acceptance.tokens(proposal)
         outcome = [_depths(proposal)[:, None], acceptance.num_accepted[:, None], broken[:, None], new]
         host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
@@ -204,7 +204,7 @@ class Decoding:
         num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
         self._account(num_drafted, num_accepted, drafting_done)
         if self.recorder is not None:
-            self._record(self.recorder, window, output, F.pad(path, (1, 0)), num_accepted, scores, logits)
+            self._record(self.recorder, window, output, path, num_accepted, scores, logits)
         if proposal.num_nodes:
             self.session.observe(proposal, acceptance, num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]

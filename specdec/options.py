@@ -35,7 +35,7 @@ HONOURED = frozenset(
     "pad_token_id bos_token_id eos_token_id prefill_chunk_size "
     # arguments
     "inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn streamer tokenizer "
-    "input_ids inputs_embeds attention_mask position_ids past_key_values logits_to_keep use_model_defaults".split()
+    "input_ids inputs_embeds attention_mask position_ids past_key_values logits_to_keep".split()
 )
 MAPPED = frozenset(
     "assistant_model assistant_tokenizer prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens "

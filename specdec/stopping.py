@@ -148,9 +148,12 @@ class Stopping:
         if self.limits.timers:
             nothing = torch.empty(1, 0, dtype=torch.int64)
             if any(bool(timer(nothing, None)) for timer in self.limits.timers):
+                # Rows that may not be padded stop together, at the slowest one's length; no more is published yet.
+                together = min(map(len, self.outputs)) if self.limits.runs_on else None
                 for row, end in enumerate(self._ends):
-                    if end is None:
-                        self._end(row, len(self.outputs[row]))
+                    length = len(self.outputs[row]) if together is None else together
+                    if end is None or end > length:
+                        self._end(row, length)
         if self._by_column:
             self._advance()
         if self.limits.runs_on and None not in self._ends:
