@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from specdec.drafters import Drafter
 from specdec.errors import REFUSALS, OptionError
@@ -20,6 +21,7 @@ from specdec.stats import SpeculationStats
 from specdec.streaming import ended
 
 logger = logging.getLogger("specdec")
+_LOCK = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -73,29 +75,57 @@ def attached(
         raise OptionError(f"unsupported must be 'raise' or 'plain', got {unsupported!r}.")
     decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
     before: Any = target.generate
-    refusals = REFUSALS if unsupported == "plain" else ()
     attachment, warned = Attachment(), set[str]()
+
+    def refused(error: BaseException) -> bool:
+        """Is this a call that transformers shall decode?"""
+        return unsupported == "plain" and isinstance(error, REFUSALS) and not error.while_decoding
 
     @functools.wraps(before)
     def generate(*args: Any, **kwargs: Any) -> Any:
+        if not generate.specdec_active:  # type: ignore[attr-defined]
+            return before(*args, **kwargs)
+        named = _by_name(args, kwargs)
         try:
-            with ended(kwargs.get("streamer"), unless=refusals):
-                return decoder.run(target, *args, on_finish=attachment.add, **kwargs)
-        except refusals as error:
+            with ended(named.get("streamer"), unless=refused):
+                return decoder.run(target, on_finish=attachment.add, **named)
+        except REFUSALS as error:
+            if not refused(error):
+                raise
             if str(error) not in warned:
                 warned.add(str(error))
                 logger.warning("decoded without speculation: %s", error)
             attachment.plain_calls += 1
             return before(*args, **kwargs)
 
-    generate.specdec_replaces = before  # type: ignore[attr-defined]
     attributes: Any = vars(target)
-    own = attributes.get("generate")
-    attributes["generate"] = generate
+    state: Any = generate
+    state.specdec_replaces, state.specdec_active, state.specdec_own = before, True, attributes.get("generate")
+    with _LOCK:
+        attributes["generate"] = generate
     try:
         yield attachment
     finally:
-        if own is None:
-            del attributes["generate"]
-        else:
-            attributes["generate"] = own
+        state.specdec_active = False
+        _take_away(attributes)
+
+
+def _take_away(attributes: dict[str, Any]) -> None:
+    """Puts back what stood under the blocks that have ended, once no later block (of another thread) is above them."""
+    with _LOCK:
+        while getattr(attributes.get("generate"), "specdec_active", None) is False:
+            own = attributes.pop("generate").specdec_own
+            if own is not None:
+                attributes["generate"] = own
+
+
+def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name; transformers takes them by position as well."""
+    names = [n for n in inspect.signature(GenerationMixin.generate).parameters if n not in ("self", "kwargs")]
+    if len(args) > len(names):
+        raise OptionError(f"generate() takes at most {len(names)} positional arguments, got {len(args)}.")
+    given = dict(zip(names, args, strict=False))
+    twice = given.keys() & kwargs.keys()
+    if twice:
+        raise OptionError(f"generate() got {sorted(twice)[0]}= twice, by position and by name.")
+    return given | kwargs

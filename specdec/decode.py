@@ -14,6 +14,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from specdec.cache.exchange import columns
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import DraftSession
+from specdec.errors import UnsupportedOptionError
 from specdec.inputs import Prompt, close_memory, opened_memory, read_prompt
 from specdec.loop import Committed, Decoding
 from specdec.options import Call, check_config
@@ -79,6 +80,11 @@ def decode(
         keeps_hidden=returns_all and bool(config.output_hidden_states),
         whole_hidden=config.use_cache is False,
     )
+    if recorder.keeps_hidden and config.prefill_chunk_size is not None:
+        raise UnsupportedOptionError(
+            "output_hidden_states and prefill_chunk_size exclude each other: the prompt's hidden states are those of "
+            "one forward. Leave one out."
+        )
     runner.check_batch(len(input_ids))
     probe(runner)
     keep_rows = past is not None or (returns_all and config.use_cache is not False)
@@ -103,12 +109,12 @@ def decode(
         new = decoding.run()
     if decoding.stats.trace is not None:
         decoding.stats.trace.tokenizer = call.tokenizer
-    if on_finish is not None:
-        on_finish(decoding.stats)
     if keep_rows:
         close_memory(memory, prompt, new, runner.model)
         if past is not None and past is not memory.cache:
             memory.cache.to_dynamic_cache(into=past)
+    if on_finish is not None:
+        on_finish(decoding.stats)
     sequences = _sequences(prompt.shown, new, limits.pad_token_id)
     if not returns_all:
         return sequences

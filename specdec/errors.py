@@ -17,7 +17,13 @@ from __future__ import annotations
 
 
 class SpecdecError(Exception):
-    """Base of all specdec errors."""
+    """Base of all specdec errors.
+
+    Attributes:
+        while_decoding: tokens may already have been handed out when it was raised.
+    """
+
+    while_decoding = False
 
 
 class OptionError(SpecdecError, ValueError):

@@ -80,6 +80,7 @@ class SpeculativeDecoder:
         self,
         target: PreTrainedModel,
         inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         generator: torch.Generator | None = None,
         on_commit: OnCommit | None = None,
@@ -88,12 +89,21 @@ class SpeculativeDecoder:
     ) -> Tensor | SpeculativeOutput:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
         with ended(kwargs.get("streamer")):
-            return self.run(target, inputs, generator=generator, on_commit=on_commit, on_finish=on_finish, **kwargs)
+            return self.run(
+                target,
+                inputs,
+                generation_config,
+                generator=generator,
+                on_commit=on_commit,
+                on_finish=on_finish,
+                **kwargs,
+            )
 
     def run(
         self,
         target: PreTrainedModel,
         inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         generator: torch.Generator | None = None,
         on_commit: OnCommit | None = None,
@@ -101,7 +111,9 @@ class SpeculativeDecoder:
         **kwargs: Any,
     ) -> Tensor | SpeculativeOutput:
         """`generate`, but for the streamer's end, which is left to the caller."""
-        with _rng_restored_on_error():
+        with _rng_restored_on_error(generator):
+            if generation_config is not None:
+                kwargs["generation_config"] = generation_config
             runner = _runner(target)
             model: Any = runner.model
             call = read_call(model, kwargs, self.drafter, self.num_draft_tokens, self.rule)
@@ -144,7 +156,7 @@ class SpeculativeDecoder:
         That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
         on); `generate` has them all.
         """
-        with _rng_restored_on_error():
+        with _rng_restored_on_error(None):
             check_config(generation_config)
             runner = _runner(target)
             if self.drafter is not None:
@@ -159,6 +171,7 @@ class SpeculativeDecoder:
 def generate(
     target: PreTrainedModel,
     inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     drafter: Drafter | PreTrainedModel | None = None,
     num_draft_tokens: NumDraftTokens = "auto",
@@ -177,6 +190,7 @@ def generate(
         target: a decoder-only Hugging Face model with full attention; also wrapped by PEFT, torch.compile or
             accelerate.
         inputs: [B, T] int64 prompt, left-padded; also as `input_ids=` or `inputs_embeds=`.
+        generation_config: as in transformers.
         drafter: a Drafter or a draft model; None decodes without drafts, unless `assistant_model=` or
             `prompt_lookup_num_tokens=` names one.
         num_draft_tokens: drafted tokens a round, or "auto".
@@ -202,7 +216,15 @@ def generate(
     """
     with ended(kwargs.get("streamer")):
         decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
-        return decoder.run(target, inputs, generator=generator, on_commit=on_commit, on_finish=on_finish, **kwargs)
+        return decoder.run(
+            target,
+            inputs,
+            generation_config,
+            generator=generator,
+            on_commit=on_commit,
+            on_finish=on_finish,
+            **kwargs,
+        )
 
 
 def _runner(target: Any) -> ModelRunner:
@@ -255,11 +277,13 @@ def _at_home(output: Any, home: torch.device) -> Any:
 
 
 @contextmanager
-def _rng_restored_on_error() -> Iterator[None]:
-    """A failed call leaves torch's global generator where it was."""
-    before = torch.get_rng_state()
+def _rng_restored_on_error(generator: torch.Generator | None) -> Iterator[None]:
+    """A failed call leaves torch's global generator, and the call's own, where they were."""
+    before, own = torch.get_rng_state(), None if generator is None else generator.get_state()
     try:
         yield
     except BaseException:
         torch.set_rng_state(before)
+        if generator is not None and own is not None:
+            generator.set_state(own)
         raise

@@ -141,7 +141,7 @@ def opened_memory(
     except BaseException:
         if keep_rows:
             memory.cache.restore(seen)
-            memory.cache.history = history
+            memory.cache.history = None if history is None else history.cut(seen)
         raise
 
 

@@ -121,7 +121,10 @@ def read_call(
     _check_cache(settings.get("cache_implementation"))
     if kwargs.get("past_key_values") is not None and kwargs.get("cache_implementation") is not None:
         raise OptionError("past_key_values= and cache_implementation= were both given: leave one out.")
-    rest = {n: v for n, v in kwargs.items() if n not in MAPPED - {"use_cache"} and n not in REFUSED}
+    # A refused option that the call switches off overrules a config that switches it on.
+    fields = _known_names() & vars(target.generation_config).keys()
+    dropped = (MAPPED - {"use_cache"}) | (REFUSED.keys() - fields)
+    rest = {n: v for n, v in kwargs.items() if n not in dropped}
     drafter, num_draft_tokens = _mapped(settings, drafter, num_draft_tokens)
     streamer, tokenizer = rest.pop("streamer", None), rest.pop("tokenizer", None)
     strings = settings.get("stop_strings")
@@ -167,7 +170,7 @@ def check_sharding(target: PreTrainedModel) -> None:
 
 def refuse(name: str, value: Any) -> None:
     """Raises UnsupportedOptionError unless the value leaves a refused option switched off."""
-    if value is None or value is False or value == _NEUTRAL.get(name, False):
+    if value is None or value is False or (not isinstance(value, torch.Tensor) and value == _NEUTRAL.get(name, False)):
         return
     shown = "" if name in ("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate") else repr(value)
     raise UnsupportedOptionError(

@@ -30,8 +30,9 @@ class Recorder:
     keeps_logits: bool = False
     keeps_hidden: bool = False
     whole_hidden: bool = False  # every step shows all that came before, as transformers does without a cache
-    _scores: list[list[Tensor]] = field(init=False)  # per request, pieces [n, V]
+    _scores: list[list[Tensor]] = field(init=False)  # per request, [V] a token
     _logits: list[list[Tensor]] = field(init=False)
+    _columns: list[Tensor] = field(default_factory=list, init=False)  # scores [B, V] that have been asked for
     _hidden: list[list[list[Tensor]]] = field(init=False)  # per layer and request, pieces [n, H]
 
     def __post_init__(self) -> None:
@@ -54,9 +55,9 @@ class Recorder:
         for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
             nodes = path[row, :count]
             if self.keeps_scores:
-                self._scores[request].append(scores[row, nodes])
+                self._scores[request].extend(scores[row, nodes])
             if self.keeps_logits:
-                self._logits[request].append(logits[row, nodes].float())
+                self._logits[request].extend(logits[row, nodes].float())
 
     def add_hidden(self, requests: Sequence[int], layers: Sequence[Tensor], slots: Sequence[Tensor]) -> None:
         """Keeps hidden states [B, W, H] of each layer at each row's window indices `slots`."""
@@ -67,12 +68,18 @@ class Recorder:
                 kept[request].append(states[row, slots[row].to(states.device)])
 
     def scores(self, length: int, lengths: Sequence[int]) -> tuple[Tensor, ...] | None:
-        """The scores of the first `length` new tokens, [B, V] each; rows end after lengths[b]."""
-        return self._by_step(self._scores, length, lengths) if self.keeps_scores else None
+        """The scores of the first `length` new tokens, [B, V] each; rows end after lengths[b].
+
+        Columns are made once: stopping criteria ask for one more each time, when it is final for every row.
+        """
+        if not self.keeps_scores:
+            return None
+        self._columns += self._by_step(self._scores, range(len(self._columns), length), lengths)
+        return tuple(self._columns[:length])
 
     def logits(self, length: int, lengths: Sequence[int]) -> tuple[Tensor, ...] | None:
         """The unprocessed logits, likewise."""
-        return self._by_step(self._logits, length, lengths) if self.keeps_logits else None
+        return tuple(self._by_step(self._logits, range(length), lengths)) if self.keeps_logits else None
 
     def hidden_states(self, mask: Tensor, length: int, lengths: Sequence[int]) -> tuple[tuple[Tensor, ...], ...] | None:
         """As transformers returns them: per step a tuple over layers; [B, T, H] for the prompt, then [B, 1, H].
@@ -102,12 +109,9 @@ class Recorder:
                 step_layers[:] = [torch.cat(pair, dim=1) for pair in zip(before, step_layers, strict=True)]
         return tuple(tuple(layers) for layers in steps)
 
-    def _by_step(self, pieces: list[list[Tensor]], length: int, lengths: Sequence[int]) -> tuple[Tensor, ...]:
-        rows = [torch.cat(parts) for parts in pieces]
+    def _by_step(self, rows: list[list[Tensor]], steps: range, lengths: Sequence[int]) -> list[Tensor]:
+        """[B, V] for each step."""
         certain = torch.full_like(rows[0][0], float("-inf"))
         if 0 <= self.pad_token_id < len(certain):  # some pad with an id that no tokenizer has
             certain[self.pad_token_id] = 0
-        return tuple(
-            torch.stack([r[step] if step < n else certain for r, n in zip(rows, lengths, strict=True)])
-            for step in range(length)
-        )
+        return [torch.stack([r[i] if i < n else certain for r, n in zip(rows, lengths, strict=True)]) for i in steps]

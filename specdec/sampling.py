@@ -86,12 +86,24 @@ class Sampler:
         while level:
             rows, nodes = (torch.tensor(i, device=scores.device) for i in zip(*level, strict=True))
             scores[rows, nodes] = self._process(scores[rows, nodes], level, prefixes, None)
-            level = _possible_children(level, scores, prefixes)
+            level = self._possible_children(level, scores, prefixes)
         return scores
 
-    def probs(self, logits: Tensor, prefixes: Prefixes | None) -> Tensor:
-        """The distribution of every node, [B, M, V] float32."""
-        return self.scores(logits, prefixes).softmax(-1)
+    def _possible_children(
+        self, level: list[tuple[int, int]], scores: Tensor, prefixes: Prefixes
+    ) -> list[tuple[int, int]]:
+        """The (row, path index) pairs below `level` that can be accepted at their parents."""
+        below = [(row, node, child) for row, node in level for child in prefixes.children(row, node)]
+        if not below:
+            return []
+        rows, nodes, children = zip(*below, strict=True)
+        tokens = torch.stack([prefixes.paths[r][c][-1] for r, c in zip(rows, children, strict=True)])
+        parents = scores[torch.tensor(rows, device=scores.device), torch.tensor(nodes, device=scores.device)]
+        if self.do_sample:
+            possible = parents.softmax(-1).gather(1, tokens[:, None])[:, 0] > 0
+        else:
+            possible = parents.argmax(-1) == tokens
+        return [(r, c) for r, c, ok in zip(rows, children, possible.tolist(), strict=True) if ok]
 
     def _process(self, flat: Tensor, nodes: list[tuple[int, int]], prefixes: Prefixes, stride: int | None) -> Tensor:
         """All processors over the scores [G, V] of the given (row, path index) pairs; stride: as flat has all nodes."""
@@ -128,15 +140,3 @@ def _by_length(nodes: list[tuple[int, int]], prefixes: Prefixes, stride: int | N
         places, paths, requests = zip(*members, strict=True)
         out.append(_Group(torch.tensor(places, device=paths[0].device), torch.stack(paths), list(requests)))
     return out
-
-
-def _possible_children(level: list[tuple[int, int]], scores: Tensor, prefixes: Prefixes) -> list[tuple[int, int]]:
-    """The (row, path index) pairs below `level` whose token has a probability above zero at its parent."""
-    below = [(row, node, child) for row, node in level for child in prefixes.children(row, node)]
-    if not below:
-        return []
-    rows, nodes, children = zip(*below, strict=True)
-    tokens = torch.stack([prefixes.paths[r][c][-1] for r, c in zip(rows, children, strict=True)])
-    taken = scores[torch.tensor(rows, device=scores.device), torch.tensor(nodes, device=scores.device), tokens]
-    possible = (taken > float("-inf")).tolist()
-    return [(r, c) for r, c, ok in zip(rows, children, possible, strict=True) if ok]

@@ -114,10 +114,9 @@ class Stopping:
 
     def is_done(self, row: int) -> bool:
         """May the row leave the loop?"""
-        end = self._ends[row]
-        if not self.limits.runs_on:
-            return end is not None
-        return None not in self._ends and len(self.outputs[row]) >= self.max_new_tokens
+        if self.limits.runs_on:
+            return len(self.outputs[row]) >= self.max_new_tokens
+        return self._ends[row] is not None
 
     def is_finished(self, row: int) -> bool:
         """Has every token that the row will have been settled?"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,19 +101,17 @@ class AggregatedStreamer(BaseStreamer):
 
 
 @contextmanager
-def ended(streamer: Any, unless: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def ended(streamer: Any, unless: Callable[[BaseException], bool] = lambda _: False) -> Iterator[None]:
     """Ends the streamer with the block, also after an exception: an iterator that waits on it must not hang.
 
     Args:
         streamer: None, or what has an `end`.
-        unless: exceptions after which somebody else goes on with the streamer.
+        unless: says after which exceptions somebody else goes on with the streamer.
     """
     try:
         yield
-    except unless:
-        raise
-    except BaseException:
-        if hasattr(streamer, "end"):
+    except BaseException as error:
+        if hasattr(streamer, "end") and not unless(error):
             streamer.end()
         raise
     if streamer is not None:

@@ -213,9 +213,18 @@ class RollbackCache(Cache):
 
     def select_rows(self, rows: Tensor) -> None:
         """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
+        if self.history is None:
+            self._select(rows, self.extent)
+            return
+        with torch.inference_mode():  # as the loop that wrote the buffers
+            # Rows that ended earlier may be longer than the last window's extent.
+            self._select(rows, self.capacity)
+        self.history = self.history.select(rows.tolist())
+
+    def _select(self, rows: Tensor, extent: int) -> None:
         for layer in self._attention:
             if layer.is_initialized:
-                layer.select_rows(rows, self.extent)
+                layer.select_rows(rows, extent)
         self.batch_capacity = max(self.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
         self._active = list(range(len(rows)))
@@ -266,8 +275,9 @@ class RollbackCache(Cache):
             into: a DynamicCache to overwrite; a new one if omitted.
 
         Returns:
-            A DynamicCache over all returned tokens but the last, as `generate()` returns one: padding of the
-            prompt and behind rows that ended early takes zeros, which the attention mask must hide.
+            A DynamicCache over the columns that all rows have: all but the last, as `generate()` returns one, or
+            fewer where rows ended early (transformers then reads the rest again). Padding takes zeros, which the
+            attention mask must hide.
 
         Raises:
             OptionError: no finished call has left anything in this cache.
@@ -283,9 +293,14 @@ class RollbackCache(Cache):
                 layer.grow(capacity, self.capacity)
         self.capacity = capacity
 
-    def crop(self, *args: Any) -> None:
-        """Refused: lengths are per row here; use commit()."""
-        raise TypeError("RollbackCache has no crop(): rejected tokens are dropped by commit(num_kept)")
+    def _refused(self, *args: Any, **kwargs: Any) -> None:
+        """Methods of a transformers Cache that know nothing of rows with lengths of their own."""
+        raise TypeError(
+            "a RollbackCache has select_rows() and to_dynamic_cache(); transformers' own methods to crop, reset, "
+            "reorder or repeat a cache work on the latter."
+        )
+
+    crop = reset = reorder_cache = batch_repeat_interleave = batch_select_indices = _refused
 
 
 def _mark_static(buffer: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -21,10 +21,21 @@ class History:
     Args:
         tokens: of each row, all that the model has read and the one behind it; None where they are not known (a
             prompt of embeddings, a cache of transformers').
-        mask: [B, C] bool on the host, where each row's memory stands in the user's layout; as many columns as
-            `sequences` has but one.
+        mask: [B, C] bool on the host, where each row's memory stands in the user's layout: the columns that every
+            row has, so all of `sequences` but the last, or fewer where rows ended early.
         model: identity of the model whose memory this is.
     """
+
+    def cut(self, lengths: Sequence[int]) -> History:
+        """The same, of rows that have been cut to `lengths`."""
+        held = self.mask.cumsum(1)  # [B, C] tokens up to each column
+        whole = (held <= torch.tensor(lengths)[:, None]).all(0)
+        return replace(self, mask=self.mask[:, : int(whole.sum())])
+
+    def select(self, rows: Sequence[int]) -> History:
+        """The same, of the given rows."""
+        tokens = None if self.tokens is None else [self.tokens[r] for r in rows]
+        return replace(self, tokens=tokens, mask=self.mask[list(rows)])
 
     tokens: list[list[int]] | None
     mask: Tensor

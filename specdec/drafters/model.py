@@ -40,6 +40,7 @@ class ModelSession(DraftSession):
         self._lengths = list(self._seen)  # committed tokens at the last proposal
         self._pending = self._cache.lengths  # [B] committed tokens that the last proposal fed first
         self._forwards = 0
+        self._is_narrow = runner.vocab_size < state.vocab_size
 
     def close(self) -> None:
         self._runner.release()
@@ -63,7 +64,13 @@ class ModelSession(DraftSession):
         for step in range(depth):
             if step:
                 logits = self._feed(state, tokens[-1], lengths, step)
-            tokens.append(self._choose(state, logits, tokens, q))
+            scores = self._scores(state, logits, tokens)
+            if self._is_narrow and state.sampler.processors and not bool((scores > float("-inf")).any(-1).all()):
+                break  # what the processors allow is not in the draft's vocabulary
+            tokens.append(self._choose(state, scores, q, node=step))
+        if not tokens:
+            return Proposal.empty(state.batch_size, state.device)
+        depth = len(tokens)
         steps = torch.arange(depth, device=state.device)
         # Rows near their length limit use a part of the chain; which part does not depend on the tokens.
         valid = steps < torch.tensor(limit, device=state.device)[:, None] if min(limit) < depth else None
@@ -112,20 +119,24 @@ class ModelSession(DraftSession):
         missing = state.vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
-    def _choose(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor:
-        """The next token [B] after the drafted ones; appends its distribution to q when sampling."""
+    def _scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor:
+        """The draft's scores [B, V] after the drafted tokens, under the call's processors."""
         leaf = None
         if state.sampler.needs_prefix:
             nothing = Proposal.empty(state.batch_size, state.device)
             prefixes = state.prefixes(Proposal.chain(torch.stack(drafted, 1)) if drafted else nothing)
             assert prefixes is not None
             leaf = Prefixes([paths[-1:] for paths in prefixes.paths], prefixes.requests)
+        return state.sampler.scores(logits[:, None], leaf)[:, 0]
+
+    def _choose(self, state: DecodeState, scores: Tensor, q: list[Tensor], node: int) -> Tensor:
+        """The next token [B]; appends its distribution to q when sampling."""
         if not state.sampler.do_sample:
-            return state.sampler.scores(logits[:, None], leaf)[:, 0].argmax(-1)
-        probs = state.sampler.probs(logits[:, None], leaf)[:, 0]
+            return scores.argmax(-1)
+        probs = scores.softmax(-1)
         q.append(probs)
         # -1 (a broken draft) is caught by the loop's range check.
-        return state.coins().draft(probs, node=len(drafted))
+        return state.coins().draft(probs, node=node)
 
 
 class ModelDrafter(Drafter):
