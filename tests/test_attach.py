@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from models import prompts, tiny
-from transformers import pipeline
+from transformers import GenerationConfig, LogitsProcessorList, pipeline
+from transformers.generation import TopKLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
@@ -61,6 +62,32 @@ def test_blocks_can_be_nested_and_keep_what_others_put_there() -> None:
     assert vars(target)["generate"] is theirs
 
 
+def test_blocks_of_two_threads_need_not_nest() -> None:
+    """Whoever ends first, nothing of ours stays when both have ended."""
+    for first_out in (0, 1):
+        blocks = [specdec.attached(TARGET, DRAFT), specdec.attached(TARGET, specdec.NgramDrafter())]
+        attachments = [block.__enter__() for block in blocks]
+        blocks[first_out].__exit__(None, None, None)
+        assert torch.equal(TARGET.generate(**INPUTS, max_new_tokens=20), PLAIN)
+        assert [a.calls for a in attachments] == [first_out, 1 - first_out]
+        blocks[1 - first_out].__exit__(None, None, None)
+        assert "generate" not in vars(TARGET)
+
+
+def test_arguments_by_position() -> None:
+    """transformers takes them so: model.generate(input_ids, generation_config, ...)."""
+    ids, config = INPUTS["input_ids"][:1], GenerationConfig(max_new_tokens=20, repetition_penalty=1.2)
+    processors = LogitsProcessorList([TopKLogitsWarper(3)])
+    expected = TARGET.generate(ids, config, processors)
+    assert torch.equal(specdec.generate(TARGET, ids, config, logits_processor=processors, drafter=DRAFT), expected)
+    with specdec.attached(TARGET, DRAFT) as attachment:
+        assert torch.equal(TARGET.generate(ids, config, processors), expected)
+        for bad, words in (({"generation_config": config}, "twice"), ({}, "at most")):
+            with pytest.raises(specdec.OptionError, match=words):
+                TARGET.generate(ids, config, *([] if bad else [None] * 20), **bad)
+    assert attachment.calls == 1
+
+
 def test_refused_calls_raise() -> None:
     with specdec.attached(TARGET, DRAFT), pytest.raises(specdec.UnsupportedOptionError, match="num_beams"):
         TARGET.generate(**INPUTS, num_beams=2, max_new_tokens=5)
@@ -108,6 +135,20 @@ def test_an_error_while_decoding_is_not_hidden() -> None:
     attached = specdec.attached(TARGET, Broken(), num_draft_tokens=2, unsupported="plain")
     with attached, pytest.raises(specdec.DrafterError):
         TARGET.generate(**INPUTS, max_new_tokens=5)
+
+
+def test_a_refusal_amid_the_output_is_not_decoded_again() -> None:
+    """What has been streamed cannot be taken back, so that a late error is raised, and ends the streamer."""
+
+    def answers_for_two(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.zeros(2 if input_ids.shape[1] > 14 else 3, dtype=torch.bool)
+
+    streamer = Ends()
+    attached = specdec.attached(TARGET, DRAFT, unsupported="plain")
+    with attached as attachment, pytest.raises(specdec.OptionError, match="2 values"):
+        TARGET.generate(**INPUTS, max_new_tokens=9, streamer=streamer, stopping_criteria=[answers_for_two])
+    assert attachment.plain_calls == 0
+    assert streamer.ends == 1
 
 
 def test_a_pipeline() -> None:

@@ -159,6 +159,16 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         specdec.OptionError,
         "leave one out",
     ),
+    "negative prompt": (
+        {"negative_prompt_ids": torch.tensor([[1, 2]])},
+        specdec.UnsupportedOptionError,
+        "negative_prompt_ids",
+    ),
+    "hidden states of chunks": (
+        {"return_dict_in_generate": True, "output_hidden_states": True, "prefill_chunk_size": 4},
+        specdec.UnsupportedOptionError,
+        "prefill_chunk_size",
+    ),
     "early exit": ({"assistant_early_exit": 2}, specdec.UnsupportedOptionError, "assistant_early_exit"),
     "guidance": ({"guidance_scale": 2.0}, specdec.UnsupportedOptionError, "guidance_scale"),
     "synced": ({"synced_gpus": True}, specdec.UnsupportedOptionError, "synced_gpus"),
@@ -191,6 +201,15 @@ def test_bad_input_is_refused_before_any_forward(case: str, forwards: Forwards) 
     assert json.dumps(TARGET.config.to_dict(), default=str) == json.dumps(config.to_dict(), default=str)
     assert TARGET.generation_config.to_dict() == generation_config
     assert specdec.generate(TARGET, **INPUTS, drafter=DRAFT, max_new_tokens=1).shape[1] == 12
+
+
+def test_an_argument_overrules_the_checkpoints_config() -> None:
+    """What the error of the test below advises works."""
+    target = copy.deepcopy(TARGET)
+    target.generation_config.num_beams = 2
+    target.generation_config.guidance_scale = 2.0
+    arguments = {**INPUTS, "num_beams": 1, "guidance_scale": None, "max_new_tokens": 6}
+    assert torch.equal(specdec.generate(target, **arguments, drafter=DRAFT), target.generate(**arguments))
 
 
 def test_right_padding_without_a_mask_is_refused() -> None:
@@ -242,6 +261,16 @@ def _failing(kind: str, after: int) -> dict[str, Any]:
             return Session()
 
     return {"drafter": Failing(), "session": Session}
+
+
+def test_a_failed_call_leaves_its_generator_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    with pytest.raises(RuntimeError, match="boom"):
+        specdec.generate(
+            TARGET, **INPUTS, drafter=DRAFT, do_sample=True, generator=generator, max_new_tokens=9, on_commit=Raises(2)
+        )
+    assert torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import PENALTY_KNOWS_PADDING
+from models import PENALTY_KNOWS_PADDING, tiny
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as hf
 
+import specdec
 from specdec.errors import UnsupportedOptionError
 from specdec.processors import IGNORE_PREFIX, check_own
 from specdec.sampling import Prefixes, Sampler
@@ -125,6 +126,41 @@ def test_a_constraint_is_not_asked_about_what_it_forbids() -> None:
         torch.testing.assert_close(allowed, logits[0, node, rest::3] / 0.5)
         assert scores[0, node].isfinite().sum() == len(allowed)
     assert torch.equal(scores[0, 2:], logits[0, 2:]), "what nobody asked about stays as it was"
+
+
+@pytest.mark.parametrize("floor", [float("-inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_what_cannot_be_accepted_is_not_asked_about(do_sample: bool, floor: float) -> None:
+    """Greedy, only the best token goes on; drawn, those with a probability, however a processor forbids the others."""
+    asked = []
+
+    class Floor(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            asked.extend(ids[1:] for ids in input_ids.tolist())
+            out = torch.full_like(scores, floor)
+            out[:, 1:3] = scores[:, 1:3]
+            return out
+
+    tokens = [1, 2, 3]  # the best, possible, forbidden
+    paths = [torch.tensor([9]), *(torch.tensor([9, t]) for t in tokens)]
+    logits = torch.zeros(1, 4, VOCAB_SIZE)
+    logits[..., 1], logits[..., 2] = 5.0, 4.0
+    Sampler([Floor()], do_sample).scores(logits, Prefixes([paths], [0], [[-1, -1, -1]]))
+    assert asked == ([[], [1], [2]] if do_sample else [[], [1]])
+
+
+def test_where_everything_is_forbidden_greedy_goes_on_as_transformers() -> None:
+    """The first of equal scores wins, there and here; a draft that guessed it is processed as any other."""
+    target, draft = tiny("llama"), tiny("llama", noise=0.02)
+    prompt = torch.tensor([[5, 6, 7]])
+
+    class Nothing(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores + (float("-inf") if input_ids.shape[1] % 3 == 0 else 0.0)
+
+    arguments = {"max_new_tokens": 16, "logits_processor": [Nothing()]}
+    out = specdec.generate(target, prompt, **arguments, drafter=draft, num_draft_tokens=4)
+    assert torch.equal(out, target.generate(prompt, **arguments))
 
 
 def test_own_processors_are_asked_twice() -> None:

@@ -65,6 +65,7 @@ def test_blocks_of_any_size_end_where_single_tokens_do(data: st.DataObject) -> N
     while not all(stopping.is_done(r) for r in range(ROWS)):
         for row in range(ROWS):
             if not stopping.is_done(row):
+                assert fed[row] < LENGTH, "a row that has all it may have does not go on"
                 size = data.draw(st.sampled_from([1, 2, 4, LENGTH]))
                 stopping.add(row, texts[row][fed[row] : fed[row] + size])
                 fed[row] += size

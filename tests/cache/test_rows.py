@@ -164,9 +164,52 @@ def test_a_failed_call_leaves_a_cache_usable() -> None:
     arguments = {**second, "past_key_values": first.past_key_values, "drafter": DRAFT}
     with pytest.raises(RuntimeError, match="boom"):
         specdec.generate(TARGET, **arguments, on_commit=fails)
+    expected = TARGET.generate(**second)
+    exported = first.past_key_values.to_dynamic_cache()
+    assert torch.equal(TARGET.generate(**second, past_key_values=exported), expected)
     out = specdec.generate(TARGET, **arguments, return_dict_in_generate=True)
-    assert torch.equal(out.sequences, TARGET.generate(**second))
+    assert torch.equal(out.sequences, expected)
     assert out.speculation.prompt_tokens == 3
+
+
+def test_an_error_at_the_very_end_leaves_a_cache_usable() -> None:
+    """The statistics' receiver fails after everything else is done."""
+    first = specdec.generate(TARGET, **prompts(3), drafter=DRAFT, max_new_tokens=8, return_dict_in_generate=True)
+    arguments = {
+        "input_ids": first.sequences,
+        "attention_mask": torch.cat([prompts(3)["attention_mask"], torch.ones(3, 8, dtype=torch.int64)], 1),
+        "max_new_tokens": 6,
+    }
+
+    def fails(_: specdec.SpeculationStats) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        specdec.generate(TARGET, **arguments, past_key_values=first.past_key_values, on_finish=fails)
+    out = specdec.generate(TARGET, **arguments, past_key_values=first.past_key_values)
+    assert torch.equal(out, TARGET.generate(**arguments))
+
+
+def test_rows_of_a_returned_cache_can_be_selected() -> None:
+    """A conversation leaves the batch: the others go on, also in transformers."""
+    inputs = prompts(3)
+    first = specdec.generate(
+        TARGET, **inputs, drafter=DRAFT, max_new_tokens=14, eos_token_id=early_eos(), return_dict_in_generate=True
+    )
+    rows = [2, 0]
+    memory = copy.deepcopy(first.past_key_values)
+    memory.select_rows(torch.tensor(rows))
+    ended = [len(t) for t in first.speculation.trace.tokens]
+    mask = torch.cat([inputs["attention_mask"], (torch.arange(14) < torch.tensor(ended)[:, None]).long()], 1)[rows]
+    turn = torch.full((2, 3), 9)
+    second = {
+        "input_ids": torch.cat([first.sequences[rows], turn], 1),
+        "attention_mask": torch.cat([mask, torch.ones_like(turn)], 1),
+        "max_new_tokens": 8,
+    }
+    expected = TARGET.generate(**second)
+    assert torch.equal(TARGET.generate(**second, past_key_values=memory.to_dynamic_cache()), expected)
+    assert torch.equal(specdec.generate(TARGET, **second, past_key_values=memory, drafter=DRAFT), expected)
 
 
 def test_misuse_is_named() -> None:
@@ -179,5 +222,8 @@ def test_misuse_is_named() -> None:
         specdec.generate(TARGET, first.sequences[:1], past_key_values=memory, max_new_tokens=4)
     with pytest.raises(TypeError, match="to_dynamic_cache"):
         TARGET.generate(first.sequences, past_key_values=memory, max_new_tokens=4)
+    for method in ("crop", "reset", "reorder_cache", "batch_repeat_interleave", "batch_select_indices"):
+        with pytest.raises(TypeError, match="to_dynamic_cache"):
+            getattr(memory, method)(torch.tensor([0]))
     with pytest.raises(specdec.OptionError, match="no finished call"):
         ModelRunner(TARGET).new_cache(1, 8).to_dynamic_cache()

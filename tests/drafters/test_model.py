@@ -134,3 +134,21 @@ def test_unsupported_memories_are_refused_by_name(kind: str) -> None:
         specdec.generate(model, torch.tensor([[1, 2]]), max_new_tokens=2)
     with pytest.raises(specdec.UnsupportedModelError, match=words):
         specdec.ModelDrafter(model)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_draft_that_lacks_what_a_constraint_allows(do_sample: bool) -> None:
+    """Nothing is drafted where the allowed ids are none of the draft's; the constraint is asked about nothing else."""
+    draft = tiny("llama", noise=0.02, vocab_size=88)
+    prompt = prompts(2)
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        new = ids[prompt["input_ids"].shape[1] :].tolist()
+        assert all((token >= 88) == (place % 4 == 2) for place, token in enumerate(new)), "a forbidden text"
+        return list(range(88, 96)) if len(new) % 4 == 2 else list(range(2, 88))
+
+    arguments = {**prompt, "prefix_allowed_tokens_fn": allowed, "do_sample": do_sample, "max_new_tokens": 20}
+    out = specdec.generate(tiny("llama"), **arguments, drafter=draft, num_draft_tokens=4, return_dict_in_generate=True)
+    assert out.speculation.accepted > 0
+    if not do_sample:
+        assert torch.equal(out.sequences, tiny("llama").generate(**arguments))
