@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from transformers import GenerationMixin, PreTrainedModel
 
+from specdec.decode import OnFinish
 from specdec.drafters import Drafter
 from specdec.errors import REFUSALS, OptionError
 from specdec.generate import NumDraftTokens, SpeculativeDecoder
@@ -38,6 +39,11 @@ class Attachment:
         with self._lock:
             self.calls += 1
             self.speculation = self.speculation + stats
+
+    def add_plain(self) -> None:
+        """Counts one call that transformers decodes."""
+        with self._lock:
+            self.plain_calls += 1
 
 
 @contextmanager
@@ -86,16 +92,17 @@ def attached(
         if not generate.specdec_active:  # type: ignore[attr-defined]
             return before(*args, **kwargs)
         named = _by_name(args, kwargs)
+        on_finish = _both(attachment.add, named.pop("on_finish", None))
         try:
             with ended(named.get("streamer"), unless=refused):
-                return decoder.run(target, on_finish=attachment.add, **named)
+                return decoder.run(target, on_finish=on_finish, **named)
         except REFUSALS as error:
             if not refused(error):
                 raise
             if str(error) not in warned:
                 warned.add(str(error))
                 logger.warning("decoded without speculation: %s", error)
-            attachment.plain_calls += 1
+            attachment.add_plain()
             return before(*args, **kwargs)
 
     attributes: Any = vars(target)
@@ -117,6 +124,17 @@ def _take_away(attributes: dict[str, Any]) -> None:
             own = attributes.pop("generate").specdec_own
             if own is not None:
                 attributes["generate"] = own
+
+
+def _both(first: OnFinish, second: OnFinish | None) -> OnFinish:
+    """Tells two receivers."""
+
+    def tell(stats: SpeculationStats) -> None:
+        first(stats)
+        if second is not None:
+            second(stats)
+
+    return tell
 
 
 def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from specdec.cache.exchange import columns
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import DraftSession
 from specdec.errors import UnsupportedOptionError
-from specdec.inputs import Prompt, close_memory, opened_memory, read_prompt
+from specdec.inputs import Prompt, read_prompt
 from specdec.loop import Committed, Decoding
+from specdec.memory import close_memory, opened_memory
 from specdec.options import Call, check_config
 from specdec.probe import probe
 from specdec.processors import check_own
@@ -69,7 +70,9 @@ def decode(
     limits = Limits.read(prepared.stopping_criteria, input_ids.shape[1], config.pad_token_id)
     sampler = Sampler(prepared.logits_processor, bool(config.do_sample), len(input_ids))
     known = 0 if past is None else columns(past)
-    prompt = read_prompt(runner, input_ids, prepared.model_kwargs, config, known, limits.max_new_tokens)
+    prompt = read_prompt(
+        runner, input_ids, prepared.model_kwargs, config, known, limits.max_new_tokens, call.drafter is not None
+    )
     check_own(prepared.logits_processor, prompt.shown, runner.vocab_size)
     returns_all = bool(config.return_dict_in_generate)
     recorder = Recorder(
@@ -107,12 +110,12 @@ def decode(
             config.prefill_chunk_size,
         )
         new = decoding.run()
+        if keep_rows:
+            close_memory(runner, memory, prompt, new)
+            if past is not None and past is not memory.cache:
+                memory.cache.to_dynamic_cache(into=past)
     if decoding.stats.trace is not None:
         decoding.stats.trace.tokenizer = call.tokenizer
-    if keep_rows:
-        close_memory(memory, prompt, new, runner.model)
-        if past is not None and past is not memory.cache:
-            memory.cache.to_dynamic_cache(into=past)
     if on_finish is not None:
         on_finish(decoding.stats)
     sequences = _sequences(prompt.shown, new, limits.pad_token_id)

@@ -112,9 +112,11 @@ class SpeculativeDecoder:
     ) -> Tensor | SpeculativeOutput:
         """`generate`, but for the streamer's end, which is left to the caller."""
         with _rng_restored_on_error(generator):
+            runner = _runner(target)
+            if generation_config is None:  # PEFT's wrapper may have one of its own
+                generation_config = vars(target).get("generation_config") if runner.model is not target else None
             if generation_config is not None:
                 kwargs["generation_config"] = generation_config
-            runner = _runner(target)
             model: Any = runner.model
             call = read_call(model, kwargs, self.drafter, self.num_draft_tokens, self.rule)
             home = _check_prompt(runner, inputs, call.kwargs)

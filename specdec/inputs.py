@@ -6,21 +6,16 @@ token ids per row, so that drafters and windows know one form only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import utils as hf
 
-from specdec.cache import RollbackCache
-from specdec.cache.exchange import History, check_dynamic, columns, num_rows
 from specdec.checks import check_ids, check_padding
-from specdec.errors import InputError, OptionError, UnsupportedOptionError
-from specdec.loop import Memory
+from specdec.errors import InputError, UnsupportedOptionError
 from specdec.prompt import PromptInputs, left_aligned
 from specdec.target import ModelRunner
 
@@ -29,6 +24,7 @@ _OWN = frozenset(
     "attention_mask position_ids past_key_values inputs_embeds use_cache logits_to_keep output_hidden_states "
     "output_attentions cache_position input_ids cache_params".split()
 )
+_CHUNK = 16384  # vocabulary rows compared at once
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 # What a multimodal prompt brings to its first forward.
 _ONCE = frozenset(getattr(hf, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ())) | frozenset(
@@ -55,6 +51,7 @@ def read_prompt(
     config: GenerationConfig,
     past_columns: int,
     num_new_tokens: int,
+    guess_ids: bool,
 ) -> Prompt:
     """Lays out the prompt of a prepared call.
 
@@ -63,6 +60,7 @@ def read_prompt(
         model_kwargs: the rest of what transformers prepared.
         past_columns: tokens a row, padding included, that `past_key_values` covers.
         num_new_tokens: at most this many will follow.
+        guess_ids: look for token ids behind embeddings, since a drafter will read them.
 
     Raises:
         InputError: no token, a token outside the vocabulary, right padding, more tokens than the context holds.
@@ -84,7 +82,9 @@ def read_prompt(
         check_ids(shown, runner.vocab_size)
     if embeds is not None:
         knows = shown.shape[1] == width
-        ids = shown if knows else nearest_tokens(runner.model, embeds.to(device))
+        ids = shown if knows else torch.zeros(embeds.shape[:2], dtype=torch.int64, device=device)
+        if guess_ids and not knows:
+            ids = nearest_tokens(runner.model, embeds.to(device))
     else:
         missing = width - shown.shape[1]
         if missing > past_columns:
@@ -106,124 +106,17 @@ def nearest_tokens(model: PreTrainedModel, embeds: Tensor) -> Tensor:
     Exact for embeddings of tokens, a guess for others; the output does not depend on it.
     """
     weight: Tensor = cast(Any, model.get_input_embeddings()).weight
+    best = torch.full(embeds.shape[:2], float("-inf"), device=embeds.device)
+    found = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
     if weight.dim() != 2 or weight.shape[1] != embeds.shape[2] or weight.device != embeds.device:
-        return torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-    direction = torch.nn.functional.normalize(weight.float(), dim=1)
+        return found  # packed or offloaded weights: a guess is not worth unpacking them
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    return torch.stack([(row.float() @ direction.T)[:, :vocab_size].argmax(-1) for row in embeds])
-
-
-@contextmanager
-def opened_memory(
-    runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool
-) -> Iterator[tuple[Memory, Prompt]]:
-    """The cache to decode with: a new one, or what `past` holds, as far as it agrees with the prompt.
-
-    After an exception the user's cache holds what it held as far as it agreed, and can be used again.
-
-    Args:
-        past: None, transformers' DynamicCache, or a RollbackCache that an earlier call returned.
-        keep_rows: the cache is returned.
-
-    Yields:
-        The memory, and the prompt with the tokens that only the cache knew.
-
-    Raises:
-        InputError: another batch size than the prompt's.
-        OptionError: the cache belongs to another model, or its call has not finished.
-        UnsupportedOptionError: another kind of cache.
-    """
-    history = past.history if isinstance(past, RollbackCache) else None
-    memory, prompt = _open(runner, prompt, past, keep_rows)
-    seen = list(memory.seen)
-    try:
-        yield memory, prompt
-    except BaseException:
-        if keep_rows:
-            memory.cache.restore(seen)
-            memory.cache.history = None if history is None else history.cut(seen)
-        raise
-
-
-def _open(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool) -> tuple[Memory, Prompt]:
-    if isinstance(past, RollbackCache):
-        return _continue(runner, prompt, past, keep_rows)
-    batch_size = len(prompt.ids)
-    cache = runner.new_cache(batch_size, prompt.mask.shape[1] + 1)
-    seen = [0] * batch_size
-    if past is None:
-        return Memory(cache, seen, keep_rows), prompt
-    check_dynamic(past, runner.num_layers)
-    past_columns = columns(past)
-    if past_columns:
-        _check_batch(num_rows(past), batch_size)
-        covered = prompt.mask[:, :past_columns]
-        cache.load(past, covered)
-        # The last token is read again where the cache has it: its logits are wanted.
-        seen = torch.minimum(covered.sum(1), prompt.mask.sum(1) - 1).tolist()
-        cache.restore(seen)
-    return Memory(cache, seen, keep_rows), prompt
-
-
-def close_memory(memory: Memory, prompt: Prompt, new: list[list[int]], model: PreTrainedModel) -> None:
-    """Rows come back in their order, covering all tokens but the last; notes what the cache then holds."""
-    before = prompt.mask.sum(1).tolist()
-    memory.cache.restore([n + len(tokens) - 1 for n, tokens in zip(before, new, strict=True)])
-    # Rows that ended early end the layout for all: transformers has one length for the whole cache.
-    shortest = min(map(len, new))
-    mask = torch.nn.functional.pad(prompt.mask.cpu(), (0, shortest - 1), value=True)
-    rows = [row[keep].tolist() for row, keep in zip(prompt.ids.cpu(), prompt.mask.cpu(), strict=True)]
-    tokens = [row + added for row, added in zip(rows, new, strict=True)] if prompt.knows_ids else None
-    memory.cache.history = History(tokens, mask, id(model))
-
-
-def _continue(runner: ModelRunner, prompt: Prompt, cache: RollbackCache, keep_rows: bool) -> tuple[Memory, Prompt]:
-    """Goes on with our own cache, from where it and the prompt part."""
-    history = cache.history
-    if history is None:
-        raise OptionError(
-            "past_key_values is a cache that no finished call has left: pass the one that generate() returned."
-        )
-    if history.model != id(runner.model):
-        raise OptionError("past_key_values was left by another model; its keys and values mean nothing to this one.")
-    _check_batch(len(cache.lengths), len(prompt.ids))
-    held = cache.lengths.tolist()
-    lengths = prompt.mask.sum(1).tolist()
-    if history.tokens is not None:
-        ids = prompt.ids
-        if not prompt.knows_ids:
-            ids = _with_known_tokens(prompt, history.tokens)
-        rows = [row[keep].tolist() for row, keep in zip(ids, prompt.mask, strict=True)]
-        agreed = [_common(row, tokens) for row, tokens in zip(rows, history.tokens, strict=True)]
-        prompt = Prompt(prompt.shown, ids, prompt.mask, True, prompt.extra)
-    else:
-        agreed = held
-    seen = [min(a, h, n - 1) for a, h, n in zip(agreed, held, lengths, strict=True)]
-    cache.restore(seen)
-    cache.history = None  # until this call has finished
-    return Memory(cache, seen, keep_rows), prompt
-
-
-def _with_known_tokens(prompt: Prompt, tokens: list[list[int]]) -> Tensor:
-    """Fills in the tokens that stand in the cache and not in the prompt."""
-    ids, missing = prompt.ids.clone(), prompt.mask.shape[1] - prompt.shown.shape[1]
-    for row, known in enumerate(tokens):
-        place = prompt.mask[row, :missing].nonzero()[:, 0][: len(known)]
-        ids[row, place] = torch.tensor(known[: len(place)], device=ids.device)
-    return ids
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _check_batch(cached: int, batch_size: int) -> None:
-    if cached != batch_size:
-        raise InputError(
-            f"past_key_values holds {cached} rows and the prompt has {batch_size} (num_return_sequences counts): call "
-            "batch_repeat_interleave() on a DynamicCache first, or leave it out."
-        )
+    for start in range(0, vocab_size, _CHUNK):  # a copy of all embeddings might not fit
+        directions = torch.nn.functional.normalize(weight[start : min(start + _CHUNK, vocab_size)].float(), dim=1)
+        similarity, token = (embeds.float() @ directions.T).max(-1)
+        found = torch.where(similarity > best, token + start, found)
+        best = torch.maximum(best, similarity)
+    return found
 
 
 def _check_length(runner: ModelRunner, mask: Tensor, num_new_tokens: int) -> None:
@@ -249,28 +142,34 @@ def _extra(
 ) -> PromptInputs | None:
     """What the model takes beside token ids and positions of the ordinary kind."""
     device, lengths = runner.device, mask.sum(1)
-    out = PromptInputs(lengths)
-    if embeds is not None:
-        out.embeds = left_aligned(embeds.to(device), mask)
     positions: Tensor | None = model_kwargs.get("position_ids")
-    if positions is not None:
-        out.positions = _own_positions(positions.to(device), mask)
+    per_token: dict[str, Tensor] = {}
+    once: dict[str, Any] = {}
+    always: dict[str, Any] = {}
     for name, value in model_kwargs.items():
         if name in _OWN or value is None:
             continue
         if name in _TOKEN_TYPES and isinstance(value, Tensor) and value.shape == mask.shape:
             new = value[:, -1] if name == "token_type_ids" else torch.zeros_like(value[:, -1])
             table = torch.nn.functional.pad(left_aligned(value.to(device), mask), (0, 1))
-            out.per_token[name] = table.scatter(1, lengths[:, None], new.to(device)[:, None])
+            per_token[name] = table.scatter(1, lengths[:, None], new.to(device)[:, None])
         elif name in _ONCE:
-            out.once[name] = value
+            once[name] = value
         elif not isinstance(value, Tensor):
-            out.always[name] = value
+            always[name] = value
         else:
             raise UnsupportedOptionError(
                 f"the model input {name} (shape {tuple(value.shape)}) cannot be continued over new tokens by specdec: "
                 "leave it out, or use model.generate()."
             )
+    out = PromptInputs(
+        lengths,
+        None if embeds is None else left_aligned(embeds.to(device), mask),
+        None if positions is None else _own_positions(positions.to(device), mask),
+        per_token,
+        once,
+        always,
+    )
     return None if out.is_empty else out
 
 

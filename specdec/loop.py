@@ -1,7 +1,8 @@
 """The only decoding loop: propose, forward, verify, commit.
 
 Host syncs: one read per target forward, when the round's outcome (tokens, accepted counts) is fetched.
-Prefix-dependent processors on trees add one for the parents. Drafters that read host tokens add none, since
+Prefix-dependent processors on trees add one for the parents, constraints one for the proposal's shape and one a depth
+(a processor of the user's may add what it likes). Drafters that read host tokens add none, since
 the outcome that they read is already there. `SpeculationStats.host_syncs` counts these reads. Small
 host-to-device copies (a drafter's limits, n-gram proposals, groups of prefixes) are not counted.
 """
@@ -105,7 +106,8 @@ class Decoding:
         requests = range(self.state.batch_size)
         self._trace = Trace.empty(len(requests))
         self._published = [0 for _ in requests]
-        self.stopping = Stopping(self.limits, self.state.prompt, self._scores)
+        scores = self.recorder.scores if self.recorder is not None else lambda _, __: None
+        self.stopping = Stopping(self.limits, self.state.prompt, scores)
 
     def run(self) -> list[list[int]]:
         """Decodes to the end; returns the new tokens of each request."""
@@ -123,6 +125,7 @@ class Decoding:
             finally:
                 self.target.release()
             self.stats.draft_calls = self.session.forwards
+            self.stats.host_syncs += self.state.sampler.host_reads
             self.stats.new_tokens = sum(map(len, outputs))
             self.stats.trace = self._trace
             self.stats.total_seconds = perf_counter() - begun
@@ -215,14 +218,14 @@ class Decoding:
         state.extend(new, acceptance.num_accepted + 1, host_new)
         staying = self._publish(host_new, num_accepted, num_drafted)
         if len(staying) < state.batch_size:
-            self._drop_rows(cache, staying)
+            staying = self._drop_rows(cache, staying)
             seen = [seen[r] for r in staying]
         return seen
 
     def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
         """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
         state = self.state
-        prefixes = state.prefixes(proposal)
+        prefixes = state.prefixes(proposal, is_final=True)
         if prefixes is not None and not proposal.is_chain:
             self.stats.host_syncs += 1
         scores = state.sampler.scores(logits, prefixes)
@@ -276,12 +279,6 @@ class Decoding:
         slots = [torch.arange(n) for n in pending] or [p[:c] for p, c in zip(places, counts, strict=True)]
         recorder.add_hidden(requests, output.hidden_states, slots)
 
-    def _scores(self, length: int) -> tuple[Tensor, ...] | None:
-        """The scores of the first `length` new tokens, for stopping criteria that look at them."""
-        if self.recorder is None:
-            return None
-        return self.recorder.scores(length, list(map(len, self.stopping.outputs)))
-
     def _publish(self, host_new: list[list[int]], num_accepted: Sequence[int], num_drafted: Sequence[int]) -> list[int]:
         """Ends rows, hands on what is final; returns the rows that go on."""
         requests, stopping, trace = self.state.host_requests, self.stopping, self._trace
@@ -299,20 +296,21 @@ class Decoding:
                     self.on_commit(Committed(request, output[begin:end], sources, stopping.is_finished(request)))
         return [row for row, request in enumerate(requests) if not stopping.is_done(request)]
 
-    def _drop_rows(self, cache: RollbackCache, staying: list[int]) -> None:
-        """The other rows of the batch are done."""
+    def _drop_rows(self, cache: RollbackCache, staying: list[int]) -> list[int]:
+        """The other rows of the batch are done; returns those that go on, in their new order."""
         state, memory = self.state, self.memory
         assert memory is not None
-        index = torch.tensor(staying, dtype=torch.int64, device=state.device)
         if memory.keep_rows:
-            cache.set_aside([r for r in range(state.batch_size) if r not in staying])
-        elif staying:
+            staying = cache.set_aside([r for r in range(state.batch_size) if r not in staying])
+        index = torch.tensor(staying, dtype=torch.int64, device=state.device)
+        if staying and not memory.keep_rows:
             cache.select_rows(index)
         state.select_rows(staying, index)
         if staying:
             self.session.select_rows(staying, index)
             if self.prompt is not None:
-                self.prompt.select_rows(index)
+                self.prompt = self.prompt.select_rows(index)
+        return staying
 
 
 def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], lengths: list[int]) -> Tensor:

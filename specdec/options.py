@@ -24,6 +24,7 @@ from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
 from specdec.target import parameters
+from specdec.wrapped import unwrap
 
 HONOURED = frozenset(
     # fields
@@ -127,6 +128,11 @@ def read_call(
     rest = {n: v for n, v in kwargs.items() if n not in dropped}
     drafter, num_draft_tokens = _mapped(settings, drafter, num_draft_tokens)
     streamer, tokenizer = rest.pop("streamer", None), rest.pop("tokenizer", None)
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise OptionError(f"streamer needs the methods put and end of transformers' streamers, got {streamer!r}.")
+    chunk = settings.get("prefill_chunk_size")
+    if chunk is not None and (type(chunk) is not int or chunk < 1):
+        raise OptionError(f"prefill_chunk_size must be a positive integer, got {chunk!r}.")
     strings = settings.get("stop_strings")
     if strings is not None:
         if tokenizer is None:
@@ -145,7 +151,8 @@ def check_config(config: GenerationConfig) -> None:
     """Raises UnsupportedOptionError for a field of the resolved config that is refused or unknown."""
     known = HONOURED | MAPPED | WITHOUT_EFFECT
     for name, value in vars(config).items():
-        if name.startswith("_") or name in known or value is None or value is False:
+        # What GenerationConfig itself does not define (some checkpoints carry notes of their own) says nothing.
+        if name.startswith("_") or name not in _known_names() or name in known or value is None or value is False:
             continue
         if name not in REFUSED:
             raise UnsupportedOptionError(
@@ -194,7 +201,7 @@ def _check_names(target: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     prepare: Any = target.prepare_inputs_for_generation
     taken = known | parameters(target.forward) | parameters(prepare)
     for name in kwargs:
-        if name not in taken:
+        if name not in taken or name in ("self", "kwargs"):
             close = difflib.get_close_matches(name, known | OWN, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise OptionError(f"generate() has no argument {name!r}.{hint}")
@@ -243,6 +250,8 @@ def _mapped(
         own = getattr(assistant, "generation_config", None)
         count = count if count is not None else getattr(own, "num_assistant_tokens", None)
         schedule = schedule if schedule is not None else getattr(own, "num_assistant_tokens_schedule", None)
+        if not isinstance(unwrap(assistant), PreTrainedModel):
+            raise OptionError(f"assistant_model must be a transformers model, got {type(assistant).__name__}.")
         tokenizer, other = settings.get("tokenizer"), settings.get("assistant_tokenizer")
         if other is not None and tokenizer is None:
             raise OptionError("assistant_tokenizer= needs the target's tokenizer beside it: pass tokenizer= as well.")

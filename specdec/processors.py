@@ -70,7 +70,7 @@ def asks_any_prefix(processor: LogitsProcessor) -> bool:
 
 
 def check_own(processors: Sequence[LogitsProcessor], input_ids: Tensor, vocab_size: int) -> None:
-    """Asks processors of the user's twice, and row by row, before any forward: do they answer alike?
+    """Asks processors of the user's twice, and in another order, before any forward: do they answer alike?
 
     Args:
         input_ids: [B, P] the prompt as transformers would show it.
@@ -93,19 +93,20 @@ def check_own(processors: Sequence[LogitsProcessor], input_ids: Tensor, vocab_si
                 "numbers; specdec asks about draft tokens that may be rejected. Make it a function of "
                 "(input_ids, scores), or use model.generate()."
             )
-        for row in range(1, batch_size):
-            if not _same(first[row : row + 1], _alone(processor, input_ids[row : row + 1], scores[row : row + 1])):
-                raise UnsupportedOptionError(
-                    f"the logits processor {name} treats row {row} of the batch by its index, and specdec asks about "
-                    "rows in groups of its own. Decode one prompt a call, or make it look at input_ids only."
-                )
-
-
-def _alone(processor: LogitsProcessor, input_ids: Tensor, scores: Tensor) -> Any:
-    try:
-        return processor(input_ids, scores.clone())
-    except (IndexError, RuntimeError, ValueError):  # a shape or an index of the whole batch
-        return None
+        if batch_size == 1:
+            continue
+        moved = torch.arange(batch_size, device=input_ids.device).roll(1)  # every row under another index
+        last = moved[:1]
+        refusal = UnsupportedOptionError(
+            f"the logits processor {name} treats rows of the batch by their index, and specdec asks about rows in "
+            "groups of its own. Decode one prompt a call, or make it look at input_ids only."
+        )
+        try:
+            alike = all(_same(first[rows], processor(input_ids[rows], scores[rows].clone())) for rows in (moved, last))
+        except (IndexError, RuntimeError) as error:  # a shape or an index of the whole batch
+            raise refusal from error
+        if not alike:
+            raise refusal
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from specdec.window import Window
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PromptInputs:
     """Inputs that stand beside the token ids; rows aligned at the left, T the longest row.
 
@@ -42,13 +42,11 @@ class PromptInputs:
         """Nothing but token ids at positions 0, 1, 2, ..."""
         return self.embeds is None and self.positions is None and not (self.per_token or self.once or self.always)
 
-    def select_rows(self, index: Tensor) -> None:
-        """Keeps the given rows; the prompt's own forward is over by then."""
-        self.lengths = self.lengths[index]
-        self.embeds, self.once = None, {}
-        if self.positions is not None:
-            self.positions = self.positions[..., index, :]
-        self.per_token = {name: values[index] for name, values in self.per_token.items()}
+    def select_rows(self, index: Tensor) -> PromptInputs:
+        """The given rows; the prompt's own forward is over by then."""
+        positions = None if self.positions is None else self.positions[..., index, :]
+        per_token = {name: values[index] for name, values in self.per_token.items()}
+        return PromptInputs(self.lengths[index], None, positions, per_token, always=self.always)
 
     def inputs(self, window: Window, is_prompt: bool) -> dict[str, Any]:
         """The forward's arguments for a window; is_prompt: nothing has been fed before."""

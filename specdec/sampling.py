@@ -60,6 +60,7 @@ class Sampler:
         self.do_sample = do_sample
         self.batch_size = batch_size
         self.needs_prefix = any(type(p) not in IGNORE_PREFIX for p in self.processors)
+        self.host_reads = 0  # times that the host waited for the device to tell what is possible
         self.by_depth = not all(asks_any_prefix(p) for p in self.processors)
 
     def scores(self, logits: Tensor, prefixes: Prefixes | None) -> Tensor:
@@ -103,6 +104,7 @@ class Sampler:
             possible = parents.softmax(-1).gather(1, tokens[:, None])[:, 0] > 0
         else:
             possible = parents.argmax(-1) == tokens
+        self.host_reads += 1
         return [(r, c) for r, c, ok in zip(rows, children, possible.tolist(), strict=True) if ok]
 
     def _process(self, flat: Tensor, nodes: list[tuple[int, int]], prefixes: Prefixes, stride: int | None) -> Tensor:

@@ -101,13 +101,20 @@ class DecodeState:
         self.prompt_lengths = [self.prompt_lengths[r] for r in rows]
         self.host_requests = [self.host_requests[r] for r in rows]
 
-    def prefixes(self, proposal: Proposal) -> Prefixes | None:
-        """The tokens before every node's successor (root first), padding included; None if no processor asks."""
+    def prefixes(self, proposal: Proposal, is_final: bool = False) -> Prefixes | None:
+        """The tokens before every node's successor (root first), padding included; None if no processor asks.
+
+        Args:
+            is_final: the proposal will be verified as it is, so that constraints need to know its invalid nodes.
+        """
         if not self.sampler.needs_prefix:
             return None
         chain = proposal.is_chain
         parents = None if chain else proposal.parents.tolist()
-        valid = proposal.valid.tolist() if self.sampler.by_depth else None
+        valid = None
+        if is_final and self.sampler.by_depth and proposal.num_nodes:
+            valid = proposal.valid.tolist()
+            self.sampler.host_reads += 1
         out = []
         for row, request in enumerate(self.host_requests):
             new = self.tokens[row, self.prompt_lengths[row] : len(self.host_tokens[row])]

@@ -78,7 +78,8 @@ class Stopping:
     Args:
         limits: the criteria.
         prompt: [B, P] int64, as transformers would show it.
-        scores: gives the scores of the first n new tokens, n tensors [B, V], or None where they are not kept.
+        scores: gives the scores of the first n new tokens, n tensors [B, V], for rows of the given lengths, or None
+            where they are not kept.
 
     Attributes:
         outputs: the new tokens of each row, cut where the row ends.
@@ -87,19 +88,20 @@ class Stopping:
 
     limits: Limits
     prompt: Tensor
-    scores: Callable[[int], tuple[Tensor, ...] | None] = lambda _: None
+    scores: Callable[[int, Sequence[int]], tuple[Tensor, ...] | None] = lambda _, __: None
     outputs: list[list[int]] = field(init=False)
     _ends: list[int | None] = field(init=False)
     _tails: list[list[int]] = field(init=False)  # of the prompts, as far as a stop string can reach back
     _column: int = field(default=0, init=False)
+    _runs_on: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.outputs = [[] for _ in range(len(self.prompt))]
         self._ends = [None] * len(self.prompt)
         most = max((int(c.maximum_token_len) for c in self.limits.strings), default=0)
         self._tails = self.prompt[:, max(0, self.prompt.shape[1] - most) :].tolist()
-        if len(self.prompt) == 1 or not (self.limits.strings or self.limits.columns or self.limits.timers):
-            self.limits.runs_on = False  # all rows end together anyway
+        early = self.limits.strings or self.limits.columns or self.limits.timers
+        self._runs_on = self.limits.runs_on and len(self.prompt) > 1 and bool(early)  # else all rows end together
 
     @property
     def max_new_tokens(self) -> int:
@@ -114,7 +116,7 @@ class Stopping:
 
     def is_done(self, row: int) -> bool:
         """May the row leave the loop?"""
-        if self.limits.runs_on:
+        if self._runs_on:
             return len(self.outputs[row]) >= self.max_new_tokens
         return self._ends[row] is not None
 
@@ -148,24 +150,24 @@ class Stopping:
             nothing = torch.empty(1, 0, dtype=torch.int64)
             if any(bool(timer(nothing, None)) for timer in self.limits.timers):
                 # Rows that may not be padded stop together, at the slowest one's length; no more is published yet.
-                together = min(map(len, self.outputs)) if self.limits.runs_on else None
+                together = min(map(len, self.outputs)) if self._runs_on else None
                 for row, end in enumerate(self._ends):
                     length = len(self.outputs[row]) if together is None else together
                     if end is None or end > length:
                         self._end(row, length)
         if self._by_column:
             self._advance()
-        if self.limits.runs_on and None not in self._ends:
+        if self._runs_on and None not in self._ends:
             for output in self.outputs:
                 del output[self.max_new_tokens :]
 
     @property
     def _by_column(self) -> bool:
-        return bool(self.limits.columns) or self.limits.runs_on
+        return bool(self.limits.columns) or self._runs_on
 
     def _end(self, row: int, length: int) -> None:
         self._ends[row] = length
-        if not self.limits.runs_on:
+        if not self._runs_on:
             del self.outputs[row][length:]
 
     def _first_stop_string(self, row: int, before: int) -> int | None:
@@ -188,7 +190,7 @@ class Stopping:
         while True:
             column = self._column
             running = [r for r, end in enumerate(self._ends) if end is None or end > column]
-            needed = range(len(self._ends)) if self.limits.runs_on else running
+            needed = range(len(self._ends)) if self._runs_on else running
             if not running or any(len(self.outputs[r]) <= column for r in needed):
                 break
             ends = self._ask(column + 1)
@@ -205,7 +207,7 @@ class Stopping:
             return ended
         rows = [output[:length] + [pad] * (length - len(output)) for output in self.outputs]
         new = torch.tensor(rows, dtype=self.prompt.dtype, device=self.prompt.device)
-        input_ids, scores = torch.cat([self.prompt, new], dim=1), self.scores(length)
+        input_ids, scores = torch.cat([self.prompt, new], dim=1), self.scores(length, list(map(len, self.outputs)))
         for criterion in self.limits.columns:
             answer: Any = criterion(input_ids, scores)
             flags = torch.as_tensor(answer).bool().flatten().tolist()

@@ -88,6 +88,14 @@ def test_arguments_by_position() -> None:
     assert attachment.calls == 1
 
 
+def test_a_receiver_of_the_callers_own_is_told_as_well() -> None:
+    told: list[specdec.SpeculationStats] = []
+    with specdec.attached(TARGET, DRAFT) as attachment:
+        TARGET.generate(**INPUTS, max_new_tokens=5, on_finish=told.append)
+    assert (attachment.calls, len(told)) == (1, 1)
+    assert told[0].new_tokens == attachment.speculation.new_tokens == 15
+
+
 def test_refused_calls_raise() -> None:
     with specdec.attached(TARGET, DRAFT), pytest.raises(specdec.UnsupportedOptionError, match="num_beams"):
         TARGET.generate(**INPUTS, num_beams=2, max_new_tokens=5)

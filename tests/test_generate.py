@@ -169,6 +169,9 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         specdec.UnsupportedOptionError,
         "prefill_chunk_size",
     ),
+    "no streamer": ({"streamer": 3}, specdec.OptionError, "put and end"),
+    "chunks of nothing": ({"prefill_chunk_size": 0}, specdec.OptionError, "prefill_chunk_size"),
+    "assistant's name": ({"drafter": None, "assistant_model": "gpt2"}, specdec.OptionError, "assistant_model"),
     "early exit": ({"assistant_early_exit": 2}, specdec.UnsupportedOptionError, "assistant_early_exit"),
     "guidance": ({"guidance_scale": 2.0}, specdec.UnsupportedOptionError, "guidance_scale"),
     "synced": ({"synced_gpus": True}, specdec.UnsupportedOptionError, "synced_gpus"),
@@ -212,6 +215,28 @@ def test_an_argument_overrules_the_checkpoints_config() -> None:
     assert torch.equal(specdec.generate(target, **arguments, drafter=DRAFT), target.generate(**arguments))
 
 
+def test_a_checkpoints_own_notes_are_no_options() -> None:
+    """Some carry keys in their generation_config that transformers does not define, and ignores."""
+    target = copy.deepcopy(TARGET)
+    target.generation_config.chat_format = "chatml"
+    out = specdec.generate(target, **INPUTS, drafter=DRAFT, max_new_tokens=6)
+    assert torch.equal(out, target.generate(**INPUTS, max_new_tokens=6))
+
+
+def test_reads_of_constraints_are_counted() -> None:
+    """A constraint costs one read for the proposal's shape and one a depth, above one a forward."""
+    calls = {
+        name: specdec.generate(
+            TARGET, **prompts(1), drafter=DRAFT, num_draft_tokens=3, max_new_tokens=16, return_dict_in_generate=True,
+            logits_processor=processors,
+        ).speculation
+        for name, processors in {"none": [], "own": [CustomProcessor()]}.items()
+    }  # fmt: skip
+    assert calls["none"].host_syncs == calls["none"].rounds + 1
+    own = calls["own"]
+    assert own.rounds < own.host_syncs - (own.rounds + 1) <= own.rounds * (1 + 3)
+
+
 def test_right_padding_without_a_mask_is_refused() -> None:
     """transformers infers the mask from pad tokens; a row that ends in padding is caught there as well."""
     ids = torch.tensor([[5, 6, 7], [5, 6, 0]])
@@ -227,6 +252,10 @@ def test_a_checkpoint_config_that_cannot_be_honoured_is_named() -> None:
         specdec.generate(target, **INPUTS, drafter=DRAFT, max_new_tokens=3)
 
 
+class Boom(Exception):
+    """An error of the user's code."""
+
+
 class Raises:
     """Something of the user's that fails at its n-th call."""
 
@@ -236,7 +265,7 @@ class Raises:
     def __call__(self, *arguments: Any) -> Any:
         self.after -= 1
         if self.after < 0:
-            raise RuntimeError("boom")
+            raise Boom("boom")
         return arguments[-1]
 
 
@@ -266,7 +295,7 @@ def _failing(kind: str, after: int) -> dict[str, Any]:
 def test_a_failed_call_leaves_its_generator_as_it_was() -> None:
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
-    with pytest.raises(RuntimeError, match="boom"):
+    with pytest.raises(Boom, match="boom"):
         specdec.generate(
             TARGET, **INPUTS, drafter=DRAFT, do_sample=True, generator=generator, max_new_tokens=9, on_commit=Raises(2)
         )
@@ -281,7 +310,7 @@ def test_after_an_exception_everything_is_as_before(kind: str, after: int) -> No
     expected = TARGET.generate(**INPUTS, max_new_tokens=20)
     rng, config = torch.get_rng_state(), TARGET.config.to_dict()
     arguments = {"drafter": DRAFT, "num_draft_tokens": 3, "do_sample": True, "max_new_tokens": 20, **INPUTS, **failing}
-    with pytest.raises(RuntimeError, match="boom"):
+    with pytest.raises(Boom, match="boom"):
         specdec.generate(TARGET, **arguments)
     assert session is None or session.closed
     assert torch.equal(torch.get_rng_state(), rng)

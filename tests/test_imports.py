@@ -21,6 +21,7 @@ ROOMS = [
     ["loop"],
     ["checks", "options"],
     ["inputs"],
+    ["memory"],
     ["decode"],
     ["bundled", "arbitrate", "generate"],
     ["attach"],

@@ -185,7 +185,7 @@ def test_own_processors_are_asked_twice() -> None:
     with pytest.raises(UnsupportedOptionError, match="Counting gives two answers"):
         check_own([Counting()], ids[:1], VOCAB_SIZE)
     for kind in (PerRow, WholeBatch):
-        with pytest.raises(UnsupportedOptionError, match=f"{kind.__name__} treats row 1"):
+        with pytest.raises(UnsupportedOptionError, match=f"{kind.__name__} treats rows"):
             check_own([kind()], ids, VOCAB_SIZE)
     check_own([PerRow()], ids[:1], VOCAB_SIZE)  # one row has one index
     check_own([hf.TopKLogitsWarper(2), hf.RepetitionPenaltyLogitsProcessor(2.0)], ids, VOCAB_SIZE)

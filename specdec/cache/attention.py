@@ -14,104 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
 
 from specdec.cache.exchange import History, export, load
+from specdec.cache.layers import FullAttentionLayer, Opening, Slots, mark_static
 from specdec.errors import OptionError
 
 _GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
-
-
-class Slots:
-    """Slots [B, W] of every row, as rows of flattened [B * H * capacity, D] buffers; computed once for all layers."""
-
-    def __init__(self, slots: Tensor, capacity: int) -> None:
-        self.slots = slots
-        self._capacity = capacity
-        self._flat: dict[tuple[int, torch.device], Tensor] = {}
-
-    def flat(self, heads: int, device: torch.device) -> Tensor:
-        """[B * H * W] int64 on the layer's device."""
-        key = (heads, device)
-        if key not in self._flat:
-            batch_size = self.slots.shape[0]
-            planes = torch.arange(batch_size * heads, device=self.slots.device).view(batch_size, heads, 1)
-            self._flat[key] = (planes * self._capacity + self.slots[:, None, :]).flatten().to(device)
-        return self._flat[key]
-
-
-class FullAttentionLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, H, capacity, D]; writes where the cache's window says."""
-
-    is_sliding = False
-
-    def __init__(self, owner: RollbackCache) -> None:
-        super().__init__()
-        self._owner = owner
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        for name, states in (("keys", key_states), ("values", value_states)):
-            _, heads, _, dim = states.shape
-            shape = (self._owner.batch_capacity, heads, self._owner.capacity, dim)
-            # Zeros, not empty: a masked slot still meets a zero weight, and 0 * NaN would be NaN.
-            buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
-            _mark_static(buffer)
-            setattr(self, name, buffer)
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes the window's states [B, H, W, D]; returns views of the first `extent` slots."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        owner, batch_size, extent = self._owner, key_states.shape[0], self._owner.extent
-        owner.check_open()
-        if owner.level:  # one slice for all rows: half the price of an index
-            start = extent - owner.window_width
-            self.keys[:batch_size, :, start:extent] = key_states
-            self.values[:batch_size, :, start:extent] = value_states
-        else:
-            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-                index = owner.window.flat(states.shape[1], states.device)
-                buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
-        return self.keys[:batch_size, :, :extent], self.values[:batch_size, :, :extent]
-
-    def move(self, source: Slots, destination: Slots) -> None:
-        """Copies slots source -> destination."""
-        assert self.keys is not None and self.values is not None
-        for buffer in (self.keys, self.values):
-            flat = buffer.view(-1, buffer.shape[-1])
-            taken = flat.index_select(0, source.flat(buffer.shape[1], flat.device))
-            flat.index_copy_(0, destination.flat(buffer.shape[1], flat.device), taken)
-
-    def select_rows(self, rows: Tensor, extent: int) -> None:
-        """Row i becomes old row rows[i], in place where the buffer has room."""
-        for name in ("keys", "values"):
-            buffer = getattr(self, name)
-            taken = buffer[rows.to(buffer.device), :, :extent]
-            if len(rows) > buffer.shape[0]:
-                buffer = buffer.new_zeros(len(rows), *buffer.shape[1:])
-                setattr(self, name, buffer)
-            buffer[: len(rows), :, :extent] = taken
-
-    def grow(self, capacity: int, extent: int) -> None:
-        """Moves the first `extent` slots to a larger buffer."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(old.shape[0], old.shape[1], capacity, old.shape[3])
-            new[:, :, :extent] = old[:, :, :extent]
-            _mark_static(new)
-            setattr(self, name, new)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._owner.extent, 0
-
-    def get_seq_length(self) -> int:
-        history = self._owner.history
-        return self._owner.extent - self._owner.window_width if history is None else history.mask.shape[1]
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class RollbackCache(Cache):
@@ -127,25 +35,29 @@ class RollbackCache(Cache):
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
-        extent: int, slots that the current window's attention may look at.
         history: what a finished call left in it; None while decoding.
     """
 
     def __init__(self, num_layers: int, batch_size: int, device: torch.device, capacity: int = _GRANULE) -> None:
-        self._attention = [FullAttentionLayer(self) for _ in range(num_layers)]
+        window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
+        self._opening = Opening(batch_size, _round_up(capacity), window)
+        self._attention = [FullAttentionLayer(self._opening) for _ in range(num_layers)]
         super().__init__(layers=list(self._attention))
-        self.batch_capacity = batch_size
-        self.capacity = _round_up(capacity)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        _mark_static(self.lengths)
-        self.extent = 0
-        self.level = False
-        self.history: History | None = None
-        self._is_open = False
+        mark_static(self.lengths)
+        self._history: History | None = None
         self._aside: list[int] = []  # requests of the rows behind the active ones
         self._active = list(range(batch_size))  # requests of the active rows; kept while rows are set aside
         self._aside_lengths = self.lengths[:0]
-        self.window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device), self.capacity)
+
+    @property
+    def history(self) -> History | None:
+        return self._history
+
+    @history.setter
+    def history(self, history: History | None) -> None:
+        self._history = history
+        self._opening.columns = None if history is None else history.mask.shape[1]
 
     @property
     def seen(self) -> Tensor:
@@ -153,9 +65,9 @@ class RollbackCache(Cache):
         return self.lengths
 
     @property
-    def window_width(self) -> int:
-        """Tokens a row that the current window writes."""
-        return self.window.slots.shape[1]
+    def capacity(self) -> int:
+        """Slots that a row has room for."""
+        return self._opening.capacity
 
     @property
     def cache_bytes(self) -> int:
@@ -177,18 +89,8 @@ class RollbackCache(Cache):
         """
         if extent > self.capacity:
             self._grow(extent)
-        self.window = Slots(slots, self.capacity)
-        self.extent = extent
-        self.level = level
-        self._is_open = True
-
-    def check_open(self) -> None:
-        """Raises TypeError if a forward writes outside a window: only specdec's loop can use this cache."""
-        if not self._is_open:
-            raise TypeError(
-                "a RollbackCache works in specdec.generate() only; for model.generate() or a forward of your own "
-                "take cache.to_dynamic_cache()."
-            )
+        opening = self._opening
+        opening.slots, opening.extent, opening.level, opening.is_open = Slots(slots), extent, level, True
 
     def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
         """Closes the window: `num_kept` [B] of its tokens become part of the row, the rest is forgotten.
@@ -201,20 +103,20 @@ class RollbackCache(Cache):
         if keep is not None and keep.shape[1]:
             steps = torch.arange(keep.shape[1], device=keep.device)
             destination = self.lengths[:, None] + steps
-            source = self.window.slots.gather(1, keep.clamp(min=0))
+            source = self._opening.slots.slots.gather(1, keep.clamp(min=0))
             # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
             source = torch.where(keep >= 0, source, destination)
-            moved = Slots(source, self.capacity), Slots(destination, self.capacity)
+            moved = Slots(source), Slots(destination)
             for layer in self._attention:
                 if layer.is_initialized:
                     layer.move(*moved)
         self.lengths.add_(num_kept)
-        self._is_open = False
+        self._opening.is_open = False
 
     def select_rows(self, rows: Tensor) -> None:
         """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
         if self.history is None:
-            self._select(rows, self.extent)
+            self._select(rows, self._opening.extent)
             return
         with torch.inference_mode():  # as the loop that wrote the buffers
             # Rows that ended earlier may be longer than the last window's extent.
@@ -225,38 +127,48 @@ class RollbackCache(Cache):
         for layer in self._attention:
             if layer.is_initialized:
                 layer.select_rows(rows, extent)
-        self.batch_capacity = max(self.batch_capacity, len(rows))
+        self._opening.batch_capacity = max(self._opening.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
         self._active = list(range(len(rows)))
 
-    def set_aside(self, rows: Sequence[int]) -> None:
-        """Active rows end: they move behind the rows that go on, with what they hold, until `restore`."""
-        staying = [r for r in range(len(self._active)) if r not in rows]
-        lengths = torch.cat([self.lengths, self._aside_lengths])
-        order = [*staying, *rows, *range(len(self._active), len(lengths))]
+    def set_aside(self, rows: Sequence[int]) -> list[int]:
+        """Active rows end: they move behind the rows that go on, with what they hold, until `restore`.
+
+        Returns:
+            The rows that go on, in their new order: only those that fill a gap have moved.
+        """
+        num_staying = len(self._active) - len(rows)
+        gaps = [r for r in rows if r < num_staying]
+        movers = [r for r in range(num_staying, len(self._active)) if r not in rows]
+        order = list(range(len(self._active) + len(self._aside)))
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap], order[mover] = mover, gap
         self._permute(order)
-        lengths = lengths[torch.tensor(order, device=lengths.device)]
-        self._aside = [self._active[r] for r in rows] + self._aside
-        self._active = [self._active[r] for r in staying]
-        self.lengths, self._aside_lengths = lengths[: len(staying)].clone(), lengths[len(staying) :]
+        requests = [[*self._active, *self._aside][r] for r in order]
+        lengths = torch.cat([self.lengths, self._aside_lengths])[torch.tensor(order, device=self.lengths.device)]
+        self._active, self._aside = requests[:num_staying], requests[num_staying:]
+        self.lengths, self._aside_lengths = lengths[:num_staying].clone(), lengths[num_staying:]
+        return order[:num_staying]
 
     @torch.inference_mode()  # as the loop that wrote the buffers
     def restore(self, lengths: Sequence[int]) -> None:
         """All rows come back in the order that they began in, cut to `lengths` (no more than they hold)."""
         requests = [*self._active, *self._aside]
-        order = sorted(range(len(requests)), key=requests.__getitem__)
-        self._permute(order)
+        self._permute(sorted(range(len(requests)), key=requests.__getitem__))
         self.lengths = torch.tensor(lengths, device=self.lengths.device)
-        _mark_static(self.lengths)
+        mark_static(self.lengths)
         self._active, self._aside, self._aside_lengths = sorted(requests), [], self.lengths[:0]
-        self._is_open = False
+        self._opening.is_open = False
 
     def _permute(self, order: Sequence[int]) -> None:
-        if list(order) != list(range(len(order))):
-            index = torch.tensor(order, device=self.lengths.device)
+        """Row i becomes old row order[i]; copies the rows that move, and those only."""
+        moved = [i for i, row in enumerate(order) if row != i]
+        if moved:
+            device = self.lengths.device
+            places, rows = torch.tensor(moved, device=device), torch.tensor([order[i] for i in moved], device=device)
             for layer in self._attention:
                 if layer.is_initialized:
-                    layer.select_rows(index, self.capacity)  # rows set aside may be longer than the extent
+                    layer.permute_rows(places, rows)
 
     @torch.inference_mode()
     def load(self, cache: Cache, mask: Tensor) -> None:
@@ -275,9 +187,8 @@ class RollbackCache(Cache):
             into: a DynamicCache to overwrite; a new one if omitted.
 
         Returns:
-            A DynamicCache over the columns that all rows have: all but the last, as `generate()` returns one, or
-            fewer where rows ended early (transformers then reads the rest again). Padding takes zeros, which the
-            attention mask must hide.
+            A DynamicCache over all columns but the last, as `generate()` returns one. Padding, of the prompt and
+            behind rows that ended early, takes zeros, which the attention mask must hide.
 
         Raises:
             OptionError: no finished call has left anything in this cache.
@@ -287,11 +198,12 @@ class RollbackCache(Cache):
         return export(self._attention, self.history, into)
 
     def _grow(self, extent: int) -> None:
+        # The shared capacity last: layers know their own, so that running out of memory half-way does no harm.
         capacity = _round_up(extent)
         for layer in self._attention:
             if layer.is_initialized:
-                layer.grow(capacity, self.capacity)
-        self.capacity = capacity
+                layer.grow(capacity)
+        self._opening.capacity = capacity
 
     def _refused(self, *args: Any, **kwargs: Any) -> None:
         """Methods of a transformers Cache that know nothing of rows with lengths of their own."""
@@ -301,12 +213,6 @@ class RollbackCache(Cache):
         )
 
     crop = reset = reorder_cache = batch_repeat_interleave = batch_select_indices = _refused
-
-
-def _mark_static(buffer: Tensor) -> None:
-    """Tells compiled code that the buffer stays where it is."""
-    if not torch.compiler.is_compiling():  # a model whose layers are compiled makes its buffers inside Dynamo's trace
-        torch._dynamo.mark_static_address(buffer)
 
 
 def _round_up(slots: int) -> int:

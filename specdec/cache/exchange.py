@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,9 +22,9 @@ class History:
     Args:
         tokens: of each row, all that the model has read and the one behind it; None where they are not known (a
             prompt of embeddings, a cache of transformers').
-        mask: [B, C] bool on the host, where each row's memory stands in the user's layout: the columns that every
-            row has, so all of `sequences` but the last, or fewer where rows ended early.
-        model: identity of the model whose memory this is.
+        mask: [B, C] bool on the host, where each row's memory stands in the user's layout: all columns of
+            `sequences` but the last.
+        model: whose memory this is; it may be gone.
     """
 
     def cut(self, lengths: Sequence[int]) -> History:
@@ -39,7 +40,7 @@ class History:
 
     tokens: list[list[int]] | None
     mask: Tensor
-    model: int
+    model: weakref.ref[Any]
 
 
 @torch.no_grad()

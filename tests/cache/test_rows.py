@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -59,8 +61,7 @@ def test_rows_set_aside_come_back_as_they_were(data: st.DataObject) -> None:
         logits = feed(runner, cache, [rows[r] for r in active], before)
         torch.testing.assert_close(logits, fresh([rows[r] for r in active]), rtol=0, atol=1e-6)
         leaving = sorted(data.draw(st.sets(st.integers(0, len(active) - 1), min_size=1)))
-        cache.set_aside(leaving)
-        active = [r for i, r in enumerate(active) if i not in leaving]
+        active = [active[i] for i in cache.set_aside(leaving)]
     kept = [data.draw(st.integers(1, len(r))) for r in rows]
     cache.restore(kept)
     assert cache.lengths.tolist() == kept
@@ -94,10 +95,32 @@ def test_both_sides_continue_a_returned_cache(ends_early: bool) -> None:
     exported = first.past_key_values.to_dynamic_cache()
     again = TARGET.generate(**second, past_key_values=copy.deepcopy(exported))
     assert torch.equal(again, expected)
-    for memory, fed in ((exported, None), (first.past_key_values, 3 * (1 + 5))):
+    # The usual next turn of transformers: the new tokens only, and a mask over all.
+    alone = {**second, "input_ids": ids[:, 13 + 11 :]}
+    again = TARGET.generate(**alone, past_key_values=copy.deepcopy(exported))
+    assert torch.equal(again[:, 6:], expected[:, 30:])
+    unread = 3 * 5 + int(valid[:, -1].sum())  # the turn, and the last token of rows that did not end early
+    for memory in (copy.deepcopy(exported), first.past_key_values):
         ours = specdec.generate(TARGET, **second, past_key_values=memory, drafter=DRAFT, return_dict_in_generate=True)
         assert torch.equal(ours.sequences, expected)
-        assert fed is None or ours.speculation.prompt_tokens == fed
+        assert ours.speculation.prompt_tokens == unread
+    ours = specdec.generate(TARGET, **alone, past_key_values=exported, drafter=DRAFT)
+    assert torch.equal(ours, again)
+
+
+def test_a_dynamic_cache_ends_where_transformers_ends() -> None:
+    """Rows that ended early included: the same columns, and the same memory wherever a token stands."""
+    inputs, stop = prompts(3), early_eos()
+    theirs, ours = DynamicCache(), DynamicCache()
+    sequences = TARGET.generate(**inputs, past_key_values=theirs, max_new_tokens=14, eos_token_id=stop)
+    specdec.generate(TARGET, **inputs, past_key_values=ours, drafter=DRAFT, max_new_tokens=14, eos_token_id=stop)
+    new = sequences[:, 11:]
+    valid = torch.cat([torch.ones(3, 1, dtype=torch.bool), (new == stop).cumsum(1)[:, :-1] == 0], 1)
+    mask = torch.cat([inputs["attention_mask"].bool(), valid], 1)[:, :-1]
+    assert ours.get_seq_length() == theirs.get_seq_length() == mask.shape[1]
+    for one, two in zip(ours.layers, theirs.layers, strict=True):
+        for a, b in ((one.keys, two.keys), (one.values, two.values)):
+            torch.testing.assert_close(a.transpose(1, 2)[mask], b.transpose(1, 2)[mask], rtol=0, atol=1e-6)
 
 
 def test_only_what_agrees_is_taken() -> None:
@@ -212,6 +235,18 @@ def test_rows_of_a_returned_cache_can_be_selected() -> None:
     assert torch.equal(specdec.generate(TARGET, **second, past_key_values=memory, drafter=DRAFT), expected)
 
 
+def test_memory_is_freed_with_the_cache() -> None:
+    """No cycle keeps keys and values until the garbage collector comes."""
+    gc.disable()
+    try:
+        out = specdec.generate(TARGET, **prompts(2), drafter=DRAFT, max_new_tokens=4, return_dict_in_generate=True)
+        keys = weakref.ref(out.past_key_values.layers[0].keys)
+        del out
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
 def test_misuse_is_named() -> None:
     """Another model, another batch, transformers itself: an error, never silent nonsense."""
     first = specdec.generate(TARGET, **prompts(3), drafter=DRAFT, max_new_tokens=4, return_dict_in_generate=True)
@@ -222,6 +257,9 @@ def test_misuse_is_named() -> None:
         specdec.generate(TARGET, first.sequences[:1], past_key_values=memory, max_new_tokens=4)
     with pytest.raises(TypeError, match="to_dynamic_cache"):
         TARGET.generate(first.sequences, past_key_values=memory, max_new_tokens=4)
+    longer = memory.to_dynamic_cache()
+    with pytest.raises(specdec.InputError, match="covers 14 tokens and the prompt has 4"):
+        specdec.generate(TARGET, torch.full((3, 4), 7), past_key_values=longer, max_new_tokens=4)
     for method in ("crop", "reset", "reorder_cache", "batch_repeat_interleave", "batch_select_indices"):
         with pytest.raises(TypeError, match="to_dynamic_cache"):
             getattr(memory, method)(torch.tensor([0]))

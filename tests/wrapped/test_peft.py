@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import prompts, tiny
 from same import assert_like_generate, assert_works, randomise
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import specdec
 
@@ -131,3 +131,14 @@ def test_an_activated_lora_really_depends_on_the_prompt() -> None:
     inputs["input_ids"][:, -3] = 5
     inner = model.get_base_model().generate(**inputs, max_new_tokens=24)
     assert not torch.equal(model.generate(**inputs, max_new_tokens=24), inner)
+
+
+def test_a_generation_config_of_the_wrapper_counts() -> None:
+    """peft's generate() reads what was set on the wrapper, not on the model inside."""
+    model, inputs = adapted("lora"), prompts(1)
+    model.generation_config = GenerationConfig(max_new_tokens=7, suppress_tokens=[5, 6], pad_token_id=0)
+    out = specdec.generate(model, **inputs, drafter=specdec.NgramDrafter())
+    assert out.shape[1] == 11 + 7
+    assert torch.equal(out, model.generate(**inputs))
+    longer = specdec.generate(model, **inputs, drafter=specdec.NgramDrafter(), max_new_tokens=9)
+    assert longer.shape[1] == 11 + 9
