@@ -150,7 +150,8 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     use_p = (num_accepted == length)[:, None] | (left == 0)
     weights = torch.where(use_p, _pick(wide_p, num_accepted), _pick(residual, num_accepted))
     # A node whose p is no distribution would be rejected in silence, and the step back to an earlier one biased.
-    broken = (~(wide_p.sum(-1) > 0) & (steps <= length[:, None])).any(1)
+    # Behind a token of probability zero nothing was computed: nobody gets there.
+    broken = (~(wide_p.sum(-1) > 0) & (steps <= length[:, None]) & (reach > 0)).any(1)
     return Acceptance(path, num_accepted, torch.where(broken, -1, coins.categorical(weights)))
 
 
