@@ -27,7 +27,7 @@ from specdec.recording import Recorder
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
 from specdec.stopping import Limits, Stopping
-from specdec.target import ModelRunner, TargetOutput
+from specdec.target import ModelRunner, TargetOutput, at_nodes, kept_logits
 from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Proposal
 from specdec.verify import block, greedy, rejection
@@ -158,7 +158,7 @@ class Decoding:
             seen = ends
         return seen
 
-    def _forward(self, window: Window, cache: RollbackCache, keep: int) -> TargetOutput:
+    def _forward(self, window: Window, cache: RollbackCache, keep: int | Sequence[int]) -> TargetOutput:
         hidden = self.recorder is not None and self.recorder.keeps_hidden
         return self.target.forward(window, cache, keep, self.prompt, is_prompt=self._prefilling, hidden_states=hidden)
 
@@ -195,9 +195,10 @@ class Decoding:
         proposal, broken = proposal.repaired(state.vocab_size)
         shape = self.target.plan(seen, lengths, proposal)
         window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
-        first = min(n - s for n, s in zip(lengths, seen, strict=True)) - 1  # first position whose logits matter
-        output = self._forward(window, cache, keep=shape.width - first)
-        logits = _at_nodes(output.logits, window.num_pending - 1 - first, proposal.num_nodes, seen, lengths)
+        roots = [n - s - 1 for n, s in zip(lengths, seen, strict=True)]  # each row's last committed token
+        keep = kept_logits(roots, shape.width, proposal.num_nodes)
+        output = self._forward(window, cache, keep)
+        logits = at_nodes(output.logits, keep, roots, proposal.num_nodes)
         acceptance, scores = self._verify(logits, proposal)
         path = F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))  # node indices, 0 = root
         # A tree's path is moved together; a row of a tree has one pending token, the root.
@@ -311,15 +312,6 @@ class Decoding:
             if self.prompt is not None:
                 self.prompt = self.prompt.select_rows(index)
         return staying
-
-
-def _at_nodes(logits: Tensor, root: Tensor, num_nodes: int, seen: list[int], lengths: list[int]) -> Tensor:
-    """Picks each row's root and nodes, [B, N + 1, V], from the kept logits [B, K, V]; root [B] is the root's index."""
-    pending = [n - s for n, s in zip(lengths, seen, strict=True)]
-    if min(pending) == max(pending):
-        return logits[:, : num_nodes + 1]
-    index = root[:, None] + torch.arange(num_nodes + 1, device=logits.device)
-    return logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
 
 
 def _depths(proposal: Proposal) -> Tensor:

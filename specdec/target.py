@@ -31,7 +31,7 @@ _NO_MASK = "takes no mask per row, which {what} need. Load it with attn_implemen
 class TargetOutput:
     """What one forward gives."""
 
-    logits: Tensor  # [B, keep, V] of the window's last tokens, in the model's dtype
+    logits: Tensor  # [B, K, V] of the window's tokens that were asked for, in the model's dtype
     hidden_states: tuple[Tensor, ...] | None  # where asked: embeddings and every layer's output, each [B, W, H]
 
 
@@ -103,13 +103,13 @@ class ModelRunner:
         self,
         window: Window,
         cache: RollbackCache,
-        keep: int,
+        keep: int | Sequence[int],
         prompt: PromptInputs | None = None,
         *,
         is_prompt: bool = False,
         hidden_states: bool = False,
     ) -> TargetOutput:
-        """Runs the window and returns the logits of its last `keep` tokens.
+        """Runs the window and returns the logits of its last `keep` tokens, or of those at the indices `keep`.
 
         Opens the cache's window; the caller commits it.
 
@@ -126,7 +126,7 @@ class ModelRunner:
         mask = None if window.mask is None else to_additive(window.mask, self.dtype)
         kwargs: dict[str, Any] = {"input_ids": window.tokens, "position_ids": window.positions}
         if self._keeps_logits:
-            kwargs["logits_to_keep"] = keep
+            kwargs["logits_to_keep"] = keep if isinstance(keep, int) else torch.tensor(keep)
         if hidden_states:
             kwargs["output_hidden_states"] = True
         if prompt is not None:
@@ -134,8 +134,36 @@ class ModelRunner:
         forward = uncompiled_call(self.model)
         output = forward(attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = output.logits
+        if isinstance(keep, int):
+            logits = logits[:, -keep:]
+        elif not self._keeps_logits:
+            logits = logits[:, torch.tensor(keep)]
         # A model spread over devices ends on another one.
-        return TargetOutput(logits[:, -keep:].to(self.device), output.hidden_states if hidden_states else None)
+        return TargetOutput(logits.to(self.device), output.hidden_states if hidden_states else None)
+
+
+def kept_logits(roots: Sequence[int], width: int, num_nodes: int) -> int | list[int]:
+    """Which logits of a window of `width` tokens a forward must give, for roots at the given indices.
+
+    A ragged prefill needs one a row: its rows' last tokens, not all between the shortest row's end and the longest's,
+    each of which would cost a product with the whole vocabulary.
+    """
+    if num_nodes == 0 and min(roots) < max(roots):
+        return sorted(set(roots))
+    return width - min(roots)
+
+
+def at_nodes(logits: Tensor, keep: int | Sequence[int], roots: Sequence[int], num_nodes: int) -> Tensor:
+    """Each row's root and nodes [B, N + 1, V], from the logits [B, K, V] that `kept_logits` named."""
+    if not isinstance(keep, int):
+        place = torch.tensor([keep.index(r) for r in roots], device=logits.device)
+        return logits[torch.arange(len(roots), device=logits.device), place][:, None]
+    first = min(roots)
+    if first == max(roots):
+        return logits[:, : num_nodes + 1]
+    index = torch.tensor(roots, device=logits.device)[:, None] - first
+    index = index + torch.arange(num_nodes + 1, device=logits.device)
+    return logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
 
 
 def _rope_switch(config: Any) -> int | None:

@@ -237,6 +237,18 @@ def test_reads_of_constraints_are_counted() -> None:
     assert own.rounds < own.host_syncs - (own.rounds + 1) <= own.rounds * (1 + 3)
 
 
+@pytest.mark.parametrize("model", [TARGET, DRAFT])
+def test_a_ragged_prefill_computes_one_row_of_logits_each(model: Any) -> None:
+    """Logits of a large vocabulary at every position between the rows' ends would be the prefill's largest tensor."""
+    widths: list[int] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    try:
+        specdec.generate(TARGET, **prompts(3, length=40), drafter=DRAFT, num_draft_tokens=2, max_new_tokens=6)
+    finally:
+        handle.remove()
+    assert max(widths) <= 3
+
+
 def test_right_padding_without_a_mask_is_refused() -> None:
     """transformers infers the mask from pad tokens; a row that ends in padding is caught there as well."""
     ids = torch.tensor([[5, 6, 7], [5, 6, 0]])

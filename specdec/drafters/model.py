@@ -18,7 +18,7 @@ from specdec.errors import DraftMismatchError
 from specdec.probe import probe
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
-from specdec.target import ModelRunner, input_device
+from specdec.target import ModelRunner, at_nodes, input_device, kept_logits
 from specdec.types import Acceptance, Proposal
 from specdec.window import Window, build_window
 from specdec.wrapped import unwrap
@@ -93,13 +93,9 @@ class ModelSession(DraftSession):
         nothing = Proposal.empty(state.batch_size, state.device)
         shape = self._runner.plan(self._seen, lengths, nothing)
         window = build_window(state.tokens, state.lengths, self._cache.lengths, nothing, shape)
-        pending = [n - s for n, s in zip(lengths, self._seen, strict=True)]
-        keep = shape.width - min(pending) + 1
-        logits = self._forward(state, window, keep)
-        if keep == 1:
-            return logits[:, 0]
-        last = window.num_pending - 1 - (shape.width - keep)
-        return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[2])).squeeze(1)
+        roots = [n - s - 1 for n, s in zip(lengths, self._seen, strict=True)]
+        keep = kept_logits(roots, shape.width, num_nodes=0)
+        return at_nodes(self._forward(state, window, keep), keep, roots, num_nodes=0)[:, 0]
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
         """Feeds the step-th drafted token [B]; logits [B, V] after it."""
@@ -109,7 +105,7 @@ class ModelSession(DraftSession):
         window = Window(token[:, None], position, position, torch.ones_like(state.lengths), mask, extent, level)
         return self._forward(state, window, keep=1)[:, 0]
 
-    def _forward(self, state: DecodeState, window: Window, keep: int) -> Tensor:
+    def _forward(self, state: DecodeState, window: Window, keep: int | Sequence[int]) -> Tensor:
         self._forwards += 1
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
