@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specdec.prompt import left_aligned
 from specdec.sampling import Prefixes, Sampler
 from specdec.types import Proposal
 from specdec.verify.coins import KeyedCoins
@@ -50,9 +51,10 @@ class DecodeState:
         self.prompt_lengths = [len(r) for r in self.host_tokens]
         capacity = max(max_tokens, max(self.prompt_lengths)) + 1
         self.tokens = torch.zeros(len(rows), capacity, dtype=torch.int64, device=device)
-        for row, values in enumerate(self.host_tokens):
-            self.tokens[row, : len(values)] = ids[row, mask[row]]
         self.lengths = torch.tensor(self.prompt_lengths, device=device)
+        packed = left_aligned(ids, mask)
+        behind = torch.arange(packed.shape[1], device=device) >= self.lengths[:, None]
+        self.tokens[:, : packed.shape[1]] = packed.masked_fill(behind, 0)
         self.requests = torch.arange(len(rows), device=device)
         self.host_requests = list(range(len(rows)))
         self.vocab_size = vocab_size
