@@ -9,13 +9,14 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 12, 12),
-    ("attach", "for code that calls target.generate()", 0, 11, 12),
-    ("generate", "the drop-in edge", 0, 10, 4),
-    ("arbitrate", "bug or near-tie?", 4, 10, 4),
-    ("bundled", "the pair, the prompts", 8, 10, 4),
-    ("decode", "one prepared call: parts in, transformers' output out", 0, 9, 12),
-    ("inputs", "prompt and earlier memory, as the loop wants them", 0, 8, 12),
+    ("cli", "the command line", 0, 13, 12),
+    ("attach", "for code that calls target.generate()", 0, 12, 12),
+    ("generate", "the drop-in edge", 0, 11, 4),
+    ("arbitrate", "bug or near-tie?", 4, 11, 4),
+    ("bundled", "the pair, the prompts", 8, 11, 4),
+    ("decode", "one prepared call: parts in, transformers' output out", 0, 10, 12),
+    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 9, 12),
+    ("inputs", "every form of a prompt, as the loop wants it", 0, 8, 12),
     ("options", "every argument: honoured, mapped or refused", 0, 7, 8),
     ("checks", "bad prompts", 8, 7, 4),
     ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 6, 12),
@@ -42,7 +43,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 8.4))
+    figure, axes = plt.subplots(figsize=(9, 9))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -53,10 +54,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 12.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 13.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 6.5, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 13.1))
+    axes.text(12.75, 7, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 14.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 
