@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from bench.conftest import Settings
 from bench.harness import Comparison, Outcome
-from specdec.cache import RollbackCache
+from specdec.cache import LayerKind, RollbackCache
 
 CONTEXTS = (128, 1024, 4096)
 STEPS = 20  # a run's steps; one alone is too short for the clock
@@ -79,7 +79,7 @@ def test_step_without_the_model(benchmark: Any, settings: Settings, dtype: torch
 
 
 def _case(context: int, width: int, dtype: torch.dtype, keep: Tensor | None) -> Case:
-    rollback = RollbackCache(LAYERS, 1, torch.device("cpu"), capacity=2 * max(CONTEXTS))
+    rollback = RollbackCache([LayerKind()] * LAYERS, 1, torch.device("cpu"), capacity=2 * max(CONTEXTS))
     dynamic = DynamicCache()
     prompt = torch.randn(1, HEADS, context, HEAD_DIM).to(dtype)
     rollback.begin(torch.arange(context)[None], context, level=True)

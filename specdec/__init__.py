@@ -28,6 +28,7 @@ __all__ = [
     "Acceptance",
     "AggregatedStreamer",
     "Attachment",
+    "Capabilities",
     "Committed",
     "DecodeState",
     "DraftMismatchError",
@@ -45,6 +46,7 @@ __all__ = [
     "SpecdecError",
     "SpeculationStats",
     "SpeculativeDecoder",
+    "SpeculativeEncoderDecoderOutput",
     "SpeculativeOutput",
     "Trace",
     "UnsupportedModelError",
@@ -52,5 +54,6 @@ __all__ = [
     "attached",
     "bundled_pair",
     "bundled_prompts",
+    "capabilities",
     "generate",
 ]

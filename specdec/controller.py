@@ -20,9 +20,15 @@ class Controller(Protocol):
         ...
 
     def record(
-        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
-        """What came of it: depth and accepted tokens per row; drafting time and the rest of the step."""
+        """What came of it.
+
+        Args:
+            drafted, accepted: depth and accepted tokens of each row.
+            width: tokens a row of the target's window: depth + 1, and what a recurrent row had to feed again.
+            draft_seconds, step_seconds: drafting, and the rest of the step.
+        """
         ...
 
 
@@ -36,7 +42,7 @@ class FixedLength:
         return self._num
 
     def record(
-        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
         pass
 
@@ -63,6 +69,7 @@ class AutoLength:
         self._tried[1], self._accepted[1] = self._HOPE, 0.7 * self._HOPE
         self._draft: deque[float] = deque(maxlen=9)  # seconds a drafted token
         self._step: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))  # by verified width
+        self._refed = 0.0  # decayed mean of the tokens that windows hold beside depth + 1
         self._next = start
         self._pause = 8  # plain rounds before the next try, doubled by each failure
         self._wait = 0
@@ -89,12 +96,13 @@ class AutoLength:
         return best
 
     def record(
-        self, drafted: Sequence[int], accepted: Sequence[int], draft_seconds: float, step_seconds: float
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
         depth = max(drafted)
-        self._step[depth + 1].append(step_seconds)
+        self._step[width].append(step_seconds)
         if depth == 0:
             return
+        self._refed += (1 - self._DECAY) * (width - depth - 1 - self._refed)
         self._draft.append(draft_seconds / depth)
         for d in range(1, depth + 1):
             reached = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d - 1)
@@ -110,7 +118,8 @@ class AutoLength:
         """The depth with the most expected tokens per second, at most one beyond what was measured."""
         if not self._draft:
             return self._next
-        measured = max(self._step)  # widths; width w is depth w - 1
+        refed = round(self._refed)
+        measured = max(self._step) - refed  # widths; width w is depth w - 1
         expected, product, conditional = 1.0, 1.0, 0.0
         best, best_rate = 0, 1.0 / self._step_cost(1)
         for depth in range(1, min(measured, MAX_DRAFT_TOKENS) + 1):
@@ -118,7 +127,7 @@ class AutoLength:
             conditional = (self._accepted[depth] + lean * conditional) / (self._tried[depth] + lean)
             product *= conditional
             expected += product
-            rate = expected / (depth * median(self._draft) + self._step_cost(depth + 1))
+            rate = expected / (depth * median(self._draft) + self._step_cost(depth + 1 + refed))
             if rate > best_rate:
                 best, best_rate = depth, rate
         return best

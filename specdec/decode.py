@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
+from specdec.cache import LayerKind
 from specdec.cache.exchange import columns
 from specdec.controller import AutoLength, Controller, FixedLength
-from specdec.drafters import DraftSession
-from specdec.errors import UnsupportedOptionError
+from specdec.drafters import Drafter, DraftSession
+from specdec.errors import InputError, UnsupportedOptionError
 from specdec.inputs import Prompt, read_prompt
 from specdec.loop import Committed, Decoding
 from specdec.memory import close_memory, opened_memory
@@ -29,6 +32,8 @@ from specdec.stopping import Limits
 from specdec.streaming import Stream
 from specdec.target import ModelRunner
 
+logger = logging.getLogger("specdec")
+_WARNED: weakref.WeakSet[type] = weakref.WeakSet()  # model classes that decode without drafts: say it once
 OnCommit = Callable[[Committed], None]
 OnFinish = Callable[[SpeculationStats], None]
 
@@ -42,6 +47,16 @@ class SpeculativeOutput(GenerateDecoderOnlyOutput):
     """
 
     speculation: SpeculationStats | None = None
+
+
+@dataclass
+class SpeculativeEncoderDecoderOutput(GenerateEncoderDecoderOutput):
+    """transformers' output class for encoder-decoders and the call's statistics; `past_key_values` is None."""
+
+    speculation: SpeculationStats | None = None
+
+
+Output = SpeculativeOutput | SpeculativeEncoderDecoderOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,7 @@ def decode(
     generator: torch.Generator | None = None,
     on_commit: OnCommit | None = None,
     on_finish: OnFinish | None = None,
-) -> Tensor | SpeculativeOutput:
+) -> Tensor | Output:
     """Runs the loop on a call that transformers has prepared."""
     config, input_ids = prepared.config, prepared.input_ids
     check_config(config)
@@ -88,19 +103,27 @@ def decode(
             "output_hidden_states and prefill_chunk_size exclude each other: the prompt's hidden states are those of "
             "one forward. Leave one out."
         )
-    runner.check_batch(len(input_ids))
     probe(runner)
-    keep_rows = past is not None or (returns_all and config.use_cache is not False)
+    check_layout(runner, prompt)
+    drafter = _fitting(runner, call.drafter)
+    keeps = keeps_memory(runner)
+    if past is not None and not keeps:
+        raise UnsupportedOptionError(
+            f"past_key_values cannot be taken over for {type(runner.model).__name__}, whose memory is not full "
+            "attention alone: leave it out, and give the whole text as the prompt."
+        )
+    keep_rows = keeps and (past is not None or (returns_all and config.use_cache is not False))
     with opened_memory(runner, prompt, past, keep_rows) as (memory, prompt):
         seen = list(memory.seen)
         seed = _seed(generator) if sampler.do_sample else None
         most = prompt.mask.shape[1] + limits.max_new_tokens
         state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
+        state.encoded = None if prompt.extra is None else prompt.extra.encoded
         decoding = Decoding(
             runner,
             state,
-            call.drafter.start(state) if call.drafter is not None else DraftSession(),
-            _controller(call),
+            drafter.start(state) if drafter is not None else DraftSession(),
+            _controller(call, drafter),
             limits,
             call.rule,
             _publisher(call, prompt, limits, on_commit),
@@ -122,6 +145,16 @@ def decode(
     if not returns_all:
         return sequences
     lengths = list(map(len, new))
+    if runner.is_encoder_decoder:
+        outputs: Any = prepared.model_kwargs["encoder_outputs"]
+        return SpeculativeEncoderDecoderOutput(
+            sequences=cast(torch.LongTensor, sequences),
+            scores=cast(Any, recorder.scores(max(lengths), lengths)),
+            logits=cast(Any, recorder.logits(max(lengths), lengths)),
+            encoder_hidden_states=outputs.get("hidden_states") if recorder.keeps_hidden else None,
+            decoder_hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, seen), max(lengths), lengths)),
+            speculation=decoding.stats,
+        )
     returned = past if past is not None else memory.cache if keep_rows else None
     return SpeculativeOutput(
         sequences=cast(torch.LongTensor, sequences),
@@ -133,8 +166,49 @@ def decode(
     )
 
 
-def _controller(call: Call) -> Controller:
-    if call.drafter is None:
+def check_layout(runner: ModelRunner, prompt: Prompt) -> None:
+    """Raises before any decoding forward for prompts whose rows this model cannot decode together.
+
+    Raises:
+        InputError: rows of different lengths, of which the model would see the padding.
+        UnsupportedOptionError: what a ragged prompt of a recurrent model brings cannot be fed in parts.
+    """
+    is_ragged = not bool(prompt.mask.all())
+    name = type(runner.model).__name__
+    if is_ragged and runner.layout.level and not runner.layout.padded:
+        raise InputError(
+            f"{name} counts padding as positions, so prompts of different lengths cannot share a batch: give prompts "
+            "of one length, or one a call."
+        )
+    if is_ragged and runner.replays and prompt.extra is not None and prompt.extra.once:
+        raise UnsupportedOptionError(
+            f"{name} is recurrent, so prompts of different lengths are fed in parts, which {sorted(prompt.extra.once)} "
+            "forbid: give prompts of one length, or one a call."
+        )
+
+
+def keeps_memory(runner: ModelRunner) -> bool:
+    """A finished call's cache can be returned: all of it can be cut to any length."""
+    return not runner.layout.level and not runner.is_encoder_decoder and all(k == LayerKind() for k in runner.kinds)
+
+
+def _fitting(runner: ModelRunner, drafter: Drafter | None) -> Drafter | None:
+    """The drafter, or none where the model cannot verify several tokens at once: plain decoding, said once."""
+    if drafter is None or not runner.layout.stepwise:
+        return drafter
+    kind = type(runner.model)
+    if kind not in _WARNED:
+        _WARNED.add(kind)
+        logger.warning(
+            "%s forgets its state in a cached forward of several tokens, so drafts cannot be verified: it is decoded "
+            "without them.",
+            kind.__name__,
+        )
+    return None
+
+
+def _controller(call: Call, drafter: Drafter | None) -> Controller:
+    if drafter is None:
         return FixedLength(0)
     if isinstance(call.num_draft_tokens, str):
         return AutoLength()

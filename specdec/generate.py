@@ -18,9 +18,9 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from specdec.cache import RollbackCache
 from specdec.checks import check_embeds, check_ids, check_padding
 from specdec.controller import MAX_DRAFT_TOKENS
-from specdec.decode import OnCommit, OnFinish, Prepared, SpeculativeOutput, decode
+from specdec.decode import OnCommit, OnFinish, Output, Prepared, decode
 from specdec.drafters import Drafter, ModelDrafter
-from specdec.errors import OptionError
+from specdec.errors import InputError, OptionError
 from specdec.loop import Rule
 from specdec.options import Call, check_config, check_sharding, read_call
 from specdec.streaming import ended
@@ -86,7 +86,7 @@ class SpeculativeDecoder:
         on_commit: OnCommit | None = None,
         on_finish: OnFinish | None = None,
         **kwargs: Any,
-    ) -> Tensor | SpeculativeOutput:
+    ) -> Tensor | Output:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
         with ended(kwargs.get("streamer")):
             return self.run(
@@ -109,7 +109,7 @@ class SpeculativeDecoder:
         on_commit: OnCommit | None = None,
         on_finish: OnFinish | None = None,
         **kwargs: Any,
-    ) -> Tensor | SpeculativeOutput:
+    ) -> Tensor | Output:
         """`generate`, but for the streamer's end, which is left to the caller."""
         with _rng_restored_on_error(generator):
             runner = _runner(target)
@@ -132,16 +132,20 @@ class SpeculativeDecoder:
                 logits_processor: LogitsProcessorList,
                 stopping_criteria: StoppingCriteriaList,
                 generation_config: GenerationConfig,
+                inputs_tensor: Tensor | None = None,  # transformers hands an encoder's input over under this name
                 **model_kwargs: Any,
-            ) -> Tensor | SpeculativeOutput:
+            ) -> Tensor | Output:
+                if runner.is_encoder_decoder:
+                    model_kwargs["inputs_tensor"] = inputs_tensor
+                    prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+                    return decode(runner, call, prepared, past, generator, on_commit, on_finish)
                 # transformers forgets an attention mask without padding, which may be longer than input_ids.
                 model_kwargs["attention_mask"] = _longer(model_kwargs.get("attention_mask"), moved, input_ids)
                 prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
                 return decode(runner, call, prepared, past, generator, on_commit, on_finish)
 
-            if inputs is not None:
-                inputs = inputs.to(runner.device)
-            output = _plain_generate(model)(inputs, custom_generate=hook, **moved)
+            positional = () if inputs is None else (inputs.to(runner.device),)
+            output = _plain_generate(model)(*positional, custom_generate=hook, **moved)
             return _at_home(output, home)
 
     def __call__(
@@ -151,8 +155,9 @@ class SpeculativeDecoder:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
+        inputs_tensor: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> Tensor | SpeculativeOutput:
+    ) -> Tensor | Output:
         """The loop behind `target.generate(..., custom_generate=decoder)`.
 
         That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
@@ -163,6 +168,8 @@ class SpeculativeDecoder:
             runner = _runner(target)
             if self.drafter is not None:
                 self.drafter.check(runner.model)
+            if runner.is_encoder_decoder:
+                model_kwargs["inputs_tensor"] = inputs_tensor
             given = model_kwargs.get("past_key_values")
             past = given if isinstance(given, RollbackCache) or getattr(given, "_is_user_defined", False) else None
             call = Call({}, self.drafter, self.num_draft_tokens, self.rule)
@@ -182,16 +189,17 @@ def generate(
     on_commit: OnCommit | None = None,
     on_finish: OnFinish | None = None,
     **kwargs: Any,
-) -> Tensor | SpeculativeOutput:
+) -> Tensor | Output:
     """Generates what `target.generate(inputs, **kwargs)` would, with fewer target forwards.
 
     Greedy output is equal token for token (up to ties within the dtype's rounding, as between any two
     ways to batch the same forward); sampled output has the same distribution.
 
     Args:
-        target: a decoder-only Hugging Face model with full attention; also wrapped by PEFT, torch.compile or
-            accelerate.
-        inputs: [B, T] int64 prompt, left-padded; also as `input_ids=` or `inputs_embeds=`.
+        target: a Hugging Face model that generates: of attention (full, sliding window, mixture of experts), recurrent
+            or hybrid, encoder-decoder; also wrapped by PEFT, torch.compile or accelerate.
+        inputs: [B, T] int64 prompt, left-padded; also as `input_ids=` or `inputs_embeds=`. For an encoder-decoder what
+            its encoder reads.
         generation_config: as in transformers.
         drafter: a Drafter or a draft model; None decodes without drafts, unless `assistant_model=` or
             `prompt_lookup_num_tokens=` names one.
@@ -250,6 +258,8 @@ def _plain_generate(model: PreTrainedModel) -> Callable[..., Any]:
 
 def _check_prompt(runner: ModelRunner, inputs: Tensor | None, kwargs: dict[str, Any]) -> torch.device:
     """Refuses bad prompts before transformers touches them; returns where the output belongs."""
+    if runner.is_encoder_decoder:
+        return _check_encoder_prompt(runner, inputs, kwargs)
     ids, embeds, mask = inputs, kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
     if ids is None:
         ids = kwargs.get("input_ids")
@@ -260,6 +270,24 @@ def _check_prompt(runner: ModelRunner, inputs: Tensor | None, kwargs: dict[str, 
     if mask is not None and kwargs.get("past_key_values") is None:  # else it covers cached tokens as well
         check_padding(tuple((embeds if embeds is not None else ids if ids is not None else mask).shape[:2]), mask)
     return next((t.device for t in (ids, embeds) if t is not None), runner.device)
+
+
+def _check_encoder_prompt(runner: ModelRunner, inputs: Tensor | None, kwargs: dict[str, Any]) -> torch.device:
+    """The same for an encoder's input, which may be ids, embeddings or features, and for the decoder's beginning."""
+    name = runner.model.main_input_name
+    given = inputs if inputs is not None else kwargs.get(name)
+    ids = given if name == "input_ids" else None
+    if ids is not None:
+        check_ids(ids, cast(Any, runner.model.get_input_embeddings()).weight.shape[0])
+    mask = kwargs.get("attention_mask")
+    if ids is not None and mask is not None and tuple(mask.shape) != tuple(ids.shape):
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, the encoder's input {tuple(ids.shape)}.")
+    start = kwargs.get("decoder_input_ids")
+    if start is not None:
+        check_ids(start, runner.vocab_size)
+        if kwargs.get("decoder_attention_mask") is not None:
+            check_padding(tuple(start.shape), kwargs["decoder_attention_mask"])
+    return next((t.device for t in (given, start) if isinstance(t, Tensor)), runner.device)
 
 
 def _longer(mask: Tensor | None, given: dict[str, Any], input_ids: Tensor) -> Tensor | None:
@@ -274,7 +302,8 @@ def _at_home(output: Any, home: torch.device) -> Any:
     """The sequences where the prompt came from."""
     if isinstance(output, Tensor):
         return output.to(home)
-    output.sequences = output.sequences.to(home)
+    if getattr(output, "sequences", None) is not None:  # Whisper may return segments instead
+        output.sequences = output.sequences.to(home)
     return output
 
 

@@ -16,13 +16,13 @@ from transformers.generation import utils as hf
 
 from specdec.checks import check_ids, check_padding
 from specdec.errors import InputError, UnsupportedOptionError
-from specdec.prompt import PromptInputs, left_aligned
+from specdec.prompt import Encoded, PromptInputs, left_aligned
 from specdec.target import ModelRunner
 
 # Prepared by transformers for its own loop; ours makes its own of them.
 _OWN = frozenset(
-    "attention_mask position_ids past_key_values inputs_embeds use_cache logits_to_keep output_hidden_states "
-    "output_attentions cache_position input_ids cache_params".split()
+    "inputs_tensor attention_mask position_ids past_key_values inputs_embeds use_cache logits_to_keep "
+    "output_hidden_states output_attentions cache_position input_ids cache_params".split()
 )
 _CHUNK = 16384  # vocabulary rows compared at once
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -66,7 +66,9 @@ def read_prompt(
         InputError: no token, a token outside the vocabulary, right padding, more tokens than the context holds.
         UnsupportedOptionError: a model input that cannot be continued.
     """
-    device = runner.device
+    device, encoded = runner.device, None
+    if runner.is_encoder_decoder:
+        encoded, model_kwargs = _decoder_inputs(runner, len(input_ids), model_kwargs)
     embeds: Tensor | None = model_kwargs.get("inputs_embeds")
     given: Tensor | None = model_kwargs.get("attention_mask")
     if embeds is not None:
@@ -97,7 +99,26 @@ def read_prompt(
     if given is not None:
         check_padding(ids.shape, mask)
     _check_length(runner, mask, num_new_tokens)
-    return Prompt(shown, ids, mask, knows, _extra(runner, mask, embeds, model_kwargs))
+    return Prompt(shown, ids, mask, knows, _extra(runner, mask, embeds, model_kwargs, encoded))
+
+
+def _decoder_inputs(
+    runner: ModelRunner, batch_size: int, model_kwargs: dict[str, Any]
+) -> tuple[Encoded, dict[str, Any]]:
+    """What the encoder made, and the decoder's inputs under the names that a decoder-only model has for them."""
+    outputs, mask = model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask")
+    inputs: Tensor | None = model_kwargs.get("inputs_tensor")
+    if inputs is not None and len(inputs) < batch_size:  # transformers repeats the encoder's output, not its input
+        inputs = inputs.repeat_interleave(batch_size // len(inputs), dim=0)
+    encoded = Encoded(outputs[0], mask, inputs)
+    taken = {"encoder_outputs", "attention_mask", "inputs_tensor"}
+    rest = {n.removeprefix("decoder_"): v for n, v in model_kwargs.items() if n not in taken}
+    for name in ("head_mask", "cross_attn_head_mask"):
+        if rest.get(name) is not None:
+            raise UnsupportedOptionError(
+                f"{name} cannot be honoured by specdec: leave it out, or use model.generate()."
+            )
+    return encoded, rest
 
 
 def nearest_tokens(model: PreTrainedModel, embeds: Tensor) -> Tensor:
@@ -138,7 +159,11 @@ def _check_length(runner: ModelRunner, mask: Tensor, num_new_tokens: int) -> Non
 
 
 def _extra(
-    runner: ModelRunner, mask: Tensor, embeds: Tensor | None, model_kwargs: dict[str, Any]
+    runner: ModelRunner,
+    mask: Tensor,
+    embeds: Tensor | None,
+    model_kwargs: dict[str, Any],
+    encoded: Encoded | None,
 ) -> PromptInputs | None:
     """What the model takes beside token ids and positions of the ordinary kind."""
     device, lengths = runner.device, mask.sum(1)
@@ -169,6 +194,7 @@ def _extra(
         per_token,
         once,
         always,
+        encoded,
     )
     return None if out.is_empty else out
 

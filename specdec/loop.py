@@ -10,7 +10,7 @@ host-to-device copies (a drafter's limits, n-gram proposals, groups of prefixes)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -22,6 +22,7 @@ from specdec.cache import RollbackCache
 from specdec.controller import Controller
 from specdec.drafters.base import DraftSession
 from specdec.errors import DrafterError, NumericalError, SpecdecError
+from specdec.feeding import feed_ahead, window_of
 from specdec.prompt import PromptInputs
 from specdec.recording import Recorder
 from specdec.state import DecodeState
@@ -31,9 +32,10 @@ from specdec.target import ModelRunner, TargetOutput, at_nodes, kept_logits
 from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Proposal
 from specdec.verify import block, greedy, rejection
-from specdec.window import Window, ancestor_matrix, build_window
+from specdec.window import Window, ancestor_matrix
 
 Rule = Literal["rejection", "block"]
+ADVANCE_WINDOW = 8  # docs/performance.md has what others cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Decoding:
         prompt: what the prompt brings besides token ids.
         recorder: keeps scores and the like.
         prefill_chunk: most prompt tokens a row in one forward; None means all at once.
+        advance_window: tokens that a recurrent row feeds again at most before a window without drafts for it moves its
+            snapshot on.
     """
 
     target: ModelRunner
@@ -95,6 +99,7 @@ class Decoding:
     prompt: PromptInputs | None = None
     recorder: Recorder | None = None
     prefill_chunk: int | None = None
+    advance_window: int = ADVANCE_WINDOW
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     stopping: Stopping = field(init=False)
     _trace: Trace = field(init=False)
@@ -127,6 +132,7 @@ class Decoding:
             self.stats.draft_calls = self.session.forwards
             self.stats.host_syncs += self.state.sampler.host_reads
             self.stats.new_tokens = sum(map(len, outputs))
+            self.stats.snapshot_bytes = 0 if self.memory is None else self.memory.cache.snapshot_bytes
             self.stats.trace = self._trace
             self.stats.total_seconds = perf_counter() - begun
         return outputs
@@ -139,31 +145,25 @@ class Decoding:
         cache, seen = self.memory.cache, self.memory.seen
         self.stats.prompt_tokens = sum(state.prompt_lengths) - sum(seen)
         while state.batch_size:
-            whole = self.prompt is not None and self.prompt.once  # images belong to one forward
-            if self._prefilling and self.prefill_chunk is not None and not whole:
-                seen = self._feed_chunks(cache, seen, self.prefill_chunk)
-            proposal = self._propose()
-            seen = self._step(cache, seen, proposal)
+            if self._prefilling:
+                whole = self.prompt is not None and self.prompt.once  # images belong to one forward
+                chunk = None if whole else self.prefill_chunk
+                seen = feed_ahead(self.target, cache, state, seen, lambda w: self._forward(w, cache, keep=1), chunk)
+            proposal, limit = self._propose(seen)
+            seen = self._step(cache, seen, proposal, limit)
             self._prefilling = False
 
-    def _feed_chunks(self, cache: RollbackCache, seen: list[int], chunk: int) -> list[int]:
-        """Feeds the prompt but for at most `chunk` tokens a row."""
-        state, nothing = self.state, Proposal.empty(self.state.batch_size, self.state.device)
-        while max(n - s for n, s in zip(state.host_lengths, seen, strict=True)) > chunk:
-            ends = [min(s + chunk, n - 1) for n, s in zip(state.host_lengths, seen, strict=True)]
-            lengths, shape = torch.tensor(ends, device=state.device), self.target.plan(seen, ends, nothing)
-            window = build_window(state.tokens, lengths, cache.lengths, nothing, shape)
-            self._forward(window, cache, keep=1)
-            cache.commit(lengths - cache.lengths)
-            seen = ends
-        return seen
+    @property
+    def _is_levelled(self) -> bool:
+        """All rows must commit equally many tokens a round."""
+        return self.state.batch_size > 1 and (self.target.layout.level or self.session.levels)
 
     def _forward(self, window: Window, cache: RollbackCache, keep: int | Sequence[int]) -> TargetOutput:
         hidden = self.recorder is not None and self.recorder.keeps_hidden
         return self.target.forward(window, cache, keep, self.prompt, is_prompt=self._prefilling, hidden_states=hidden)
 
-    def _propose(self) -> Proposal:
-        """The round's proposal; nothing before the prompt is prefilled."""
+    def _propose(self, seen: list[int]) -> tuple[Proposal, list[int]]:
+        """The round's proposal, nothing before the prompt is prefilled; and what each row may use of it."""
         state = self.state
         nothing = Proposal.empty(state.batch_size, state.device)
         self._round_begun = perf_counter()
@@ -174,8 +174,15 @@ class Decoding:
             for n, p in zip(state.host_lengths, state.prompt_lengths, strict=True)
         ]
         limit = [min(asked, r) for r in room]
+        if self.target.replays:
+            # Windows are equally wide: what a row feeds again it cannot draft. The row with most of it stops drafting
+            # at the bound, so that its window is kept whole and its states move on.
+            pending = [n - s for n, s in zip(state.host_ends(self.target.layout.level), seen, strict=True)]
+            longest = max(pending)
+            width = longest if longest > self.advance_window else longest + asked
+            limit = [min(most, width - p) for most, p in zip(limit, pending, strict=True)]
         if max(limit) <= 0:
-            return nothing
+            return nothing, limit
         proposal = self.session.propose(state, limit)
         if not isinstance(proposal, Proposal):
             raise DrafterError(
@@ -186,17 +193,24 @@ class Decoding:
             raise DrafterError(
                 f"{type(self.session).__name__} proposed depth {proposal.depth}; at most {max(limit)} was asked for."
             )
-        return proposal
+        return proposal, limit
 
-    def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal) -> list[int]:
+    def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
-        state, lengths = self.state, self.state.host_lengths
+        state, layout = self.state, self.target.layout
+        ends = state.host_ends(layout.level)
         drafting_done = perf_counter()
         proposal, broken = proposal.repaired(state.vocab_size)
-        shape = self.target.plan(seen, lengths, proposal)
-        window = build_window(state.tokens, state.lengths, cache.lengths, proposal, shape)
-        roots = [n - s - 1 for n, s in zip(lengths, seen, strict=True)]  # each row's last committed token
-        keep = kept_logits(roots, shape.width, proposal.num_nodes)
+        drafted, nodes = proposal, None
+        if not (layout.trees or proposal.is_chain):
+            proposal, nodes = proposal.first_chain()
+        if self.target.replays:
+            proposal = proposal.cut(limit)
+        window = window_of(self.target, cache, state, seen, proposal, limit if self.target.replays else None)
+        width = window.tokens.shape[1]
+        pending = [n - s for n, s in zip(ends, seen, strict=True)]
+        roots = [p - 1 for p in pending]  # each row's last committed token
+        keep = kept_logits(roots, width, proposal.num_nodes)
         output = self._forward(window, cache, keep)
         logits = at_nodes(output.logits, keep, roots, proposal.num_nodes)
         acceptance, scores = self._verify(logits, proposal)
@@ -209,13 +223,18 @@ class Decoding:
         self.stats.host_syncs += 1
         self._check(host)
         num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
-        self._account(num_drafted, num_accepted, drafting_done)
+        if not self._prefilling:
+            self.stats.refed_tokens += sum(roots)
+        self._account(num_drafted, num_accepted, width, drafting_done)
         if self.recorder is not None:
             self._record(self.recorder, window, output, path, num_accepted, scores, logits)
         if proposal.num_nodes:
-            self.session.observe(proposal, acceptance, num_accepted)
+            if nodes is not None:
+                acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
+            self.session.observe(drafted, acceptance, num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
-        seen = [n + a for n, a in zip(lengths, num_accepted, strict=True)]
+        kept = cache.retained([p + a for p, a in zip(pending, num_accepted, strict=True)])
+        seen = [s + k for s, k in zip(seen, kept, strict=True)]
         state.extend(new, acceptance.num_accepted + 1, host_new)
         staying = self._publish(host_new, num_accepted, num_drafted)
         if len(staying) < state.batch_size:
@@ -231,11 +250,14 @@ class Decoding:
             self.stats.host_syncs += 1
         scores = state.sampler.scores(logits, prefixes)
         if not state.sampler.do_sample:
-            return greedy(scores, proposal), scores
-        rule = block if self.rule == "block" and proposal.is_chain else rejection
-        return rule(scores.softmax(-1), proposal, state.coins()), scores
+            acceptance = greedy(scores, proposal)
+        else:
+            # Block verification accepts a draft as a whole: cutting what it accepted would bias it.
+            is_block = self.rule == "block" and proposal.is_chain and not self._is_levelled
+            acceptance = (block if is_block else rejection)(scores.softmax(-1), proposal, state.coins())
+        return (acceptance.levelled(proposal) if self._is_levelled else acceptance), scores
 
-    def _account(self, num_drafted: list[int], num_accepted: list[int], drafting_done: float) -> None:
+    def _account(self, num_drafted: list[int], num_accepted: list[int], width: int, drafting_done: float) -> None:
         """Counts the round and tells the controller what it cost."""
         draft_seconds, verify_seconds = drafting_done - self._round_begun, perf_counter() - drafting_done
         if self._prefilling:
@@ -244,7 +266,7 @@ class Decoding:
         self.stats.draft_seconds += draft_seconds
         self.stats.verify_seconds += verify_seconds
         self.stats.record_round(num_drafted, num_accepted)
-        self.controller.record(num_drafted, num_accepted, draft_seconds, verify_seconds)
+        self.controller.record(num_drafted, num_accepted, width, draft_seconds, verify_seconds)
 
     def _check(self, host: list[list[int]]) -> None:
         """Raises if the drafter or the target produced something that is no token."""
@@ -312,6 +334,11 @@ class Decoding:
             if self.prompt is not None:
                 self.prompt = self.prompt.select_rows(index)
         return staying
+
+
+def _in_tree(path: Tensor, nodes: Tensor) -> Tensor:
+    """[B, D] indices in a chain, -1 padded -> the tree's own, by nodes [B, N]."""
+    return torch.where(path >= 0, nodes.gather(1, path.clamp(min=0)), -1)
 
 
 def _depths(proposal: Proposal) -> Tensor:

@@ -36,7 +36,7 @@ HONOURED = frozenset(
     "pad_token_id bos_token_id eos_token_id prefill_chunk_size "
     # arguments
     "inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn streamer tokenizer "
-    "input_ids inputs_embeds attention_mask position_ids past_key_values logits_to_keep".split()
+    "input_ids inputs_embeds attention_mask position_ids past_key_values logits_to_keep decoder_start_token_id".split()
 )
 MAPPED = frozenset(
     "assistant_model assistant_tokenizer prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens "
@@ -45,7 +45,7 @@ MAPPED = frozenset(
 WITHOUT_EFFECT = frozenset(
     "transformers_version early_stopping length_penalty diversity_penalty num_beam_groups low_memory "
     "assistant_confidence_threshold assistant_lookbehind target_lookbehind compile_config disable_compile "
-    "decoder_start_token_id cache_config max_cache_len continuous_batching_config".split()
+    "cache_config max_cache_len continuous_batching_config".split()
 )
 _FREE = "classifier-free guidance runs a second forward a token: use model.generate()."
 _MODE = "transformers runs this mode from a hub repository: use model.generate()."
@@ -199,7 +199,8 @@ def _check_names(target: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Raises OptionError for a name that neither transformers, the model nor specdec knows."""
     known = _known_names()
     prepare: Any = target.prepare_inputs_for_generation
-    taken = known | parameters(target.forward) | parameters(prepare)
+    kind: Any = type(target)  # Whisper's generate takes more than others'
+    taken = known | parameters(target.forward) | parameters(prepare) | parameters(kind.generate)
     for name in kwargs:
         if name not in taken or name in ("self", "kwargs"):
             close = difflib.get_close_matches(name, known | OWN, n=1)

@@ -1,92 +1,227 @@
-"""Three small forwards that show whether a model can be rolled back, before it is trusted with an output.
+"""Small forwards that show how a model can be rolled back, before it is trusted with an output.
 
 Refusing by name misses what nobody listed: positions that are counted rather than given, a mask that is
-ignored, a state outside the cache. So each kind of model is asked once a process: do a ragged prefill and a
-tree of drafts give the logits of a plain forward? (A hidden window longer than the probe is not seen by it.)
+ignored, a state outside the cache. So each kind of model is asked once a process: which layout of windows gives
+the logits of a plain forward, after a prompt, a rejection, and while another text is being decoded?
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutput
 
 from specdec.errors import UnsupportedModelError
-from specdec.target import ModelRunner
+from specdec.feeding import feed_ahead, window_of
+from specdec.prompt import Encoded, PromptInputs
+from specdec.sampling import Sampler
+from specdec.state import DecodeState
+from specdec.target import Layout, ModelRunner, at_nodes, kept_logits
 from specdec.types import Proposal
-from specdec.window import build_window
 from specdec.wrapped import uncompiled_call
 
-_PREFILLED = (4, 6)  # committed tokens of the two rows
-_PARENTS = (-1, -1, 1)  # node 0 is a wrong guess; node 1 and its child are what the text says
-_passed: set[tuple[object, ...]] = set()
+_RAGGED, _EVEN = (4, 6), (6, 6)  # tokens of the two rows' prompts
+_ROOM = 16  # words of the text behind them
+_RIGHT = 3  # right tokens that are verified together
+_TREE = (-1, -1, 1, 2)  # node 0 is a wrong guess; node 1 and its descendants are what the text says
+_ENCODED = 5  # states that an encoder is said to have made
+# What a model raises that cannot take a window: refusals of its own, shapes that do not fit, missing arguments.
+_FAILURES = (ValueError, TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError, AssertionError)
+_found: dict[tuple[object, ...], Layout] = {}
 
 
 def probe(runner: ModelRunner) -> None:
-    """Raises UnsupportedModelError unless verification windows reproduce a plain forward.
+    """Sets the runner's layout to the best under which verified logits are those of a plain forward.
 
-    Costs three forwards of a few tokens the first time that a model class, dtype, attention implementation
-    and device type are met. Models in training mode (dropout) are not probed.
+    Costs a few forwards of a few tokens the first time that a model class, dtype, attention implementation and device
+    type are met.
+
+    Raises:
+        UnsupportedModelError: there is none, not even one token at a time.
     """
+    key = identity(runner)
+    if key not in _found:
+        try:
+            _found[key] = choose(runner)
+        except UnsupportedModelError:
+            if runner.model.training:  # with dropout no two forwards agree, and there is no output to be equal to
+                return
+            raise
+    runner.layout = _found[key]
+
+
+def choose(runner: ModelRunner) -> Layout:
+    """The first of the runner's layouts that gives the logits of a plain forward.
+
+    Raises:
+        UnsupportedModelError: there is none, not even one token at a time.
+    """
+    error: float | str = float("nan")
+    for layout in runner.layouts:
+        error = attempt(runner, layout)
+        if isinstance(error, float) and error <= tolerance(runner.dtype):  # NaN is no pass
+            return layout
+    raise UnsupportedModelError(refusal(runner, error))
+
+
+def identity(runner: ModelRunner) -> tuple[object, ...]:
+    """What decides a model's layout."""
     config = runner.model.config.get_text_config(decoder=True)
-    key = (type(runner.model), runner.dtype, config._attn_implementation, runner.device.type)
-    if key in _passed or runner.model.training:
-        return
-    error = relative_error(runner)
-    limit = 0.2 if runner.dtype in (torch.bfloat16, torch.float16) else 0.02
-    if not error <= limit:  # NaN is no pass
-        raise UnsupportedModelError(
-            f"{type(runner.model).__name__} gives other logits when drafts are verified through a cache than in a "
-            f"plain forward (relative error {error:.2g}): it cannot be rolled back. Use model.generate() for it."
+    implementation = config._attn_implementation
+    return (type(runner.model), runner.dtype, implementation, runner.device.type, runner.kinds, runner.layouts)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative error up to which logits count as the same: rounding, not another text."""
+    return 0.2 if dtype in (torch.bfloat16, torch.float16) else 0.02
+
+
+def refusal(runner: ModelRunner, error: float | str) -> str:
+    """Why a model cannot be decoded."""
+    alone = attempt(runner, runner.layouts[-1], interrupted=False)
+    if isinstance(alone, float) and alone <= tolerance(runner.dtype):
+        return (
+            f"{type(runner.model).__name__} keeps a state outside its cache: two texts decoded in turn disturb each "
+            "other, and nothing can be rolled back. Use model.generate() for it."
         )
-    _passed.add(key)
+    how = f"relative error {error:.2g}" if isinstance(error, float) else error
+    return (
+        f"{type(runner.model).__name__} gives other logits through a cache than in a plain forward, even one token at "
+        f"a time ({how}): it cannot be rolled back. Use model.generate() for it."
+    )
+
+
+def attempt(
+    runner: ModelRunner, layout: Layout, *, interrupted: bool = True, is_even: bool = False, in_step: bool = False
+) -> float | str:
+    """The relative error of a layout, or what the model raised.
+
+    Args:
+        interrupted: between this text's forwards another text is fed, to another cache.
+        is_even: rows of one length, that accept equally many tokens.
+        in_step: rows that hold equally many tokens in each forward, as recurrent ones must.
+    """
+    runner = copy.copy(runner)  # a drafter's is shared between threads
+    runner.layout, runner.replays = layout, runner.replays or in_step
+    try:
+        return relative_error(runner, interrupted, is_even)
+    except _FAILURES as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 @torch.no_grad()
-def relative_error(runner: ModelRunner) -> float:
-    """Mean error of verified logits, relative to the logits' standard deviation; infinite if they overflow elsewhere.
+def relative_error(runner: ModelRunner, interrupted: bool = True, is_even: bool = False) -> float:
+    """Mean error of logits under the runner's layout, relative to their deviation; infinite if some overflow."""
+    is_even = is_even or not runner.layout.padded
+    text, other = _Text(runner, 7, is_even), _Text(runner, 11, is_even)
+    for _ in range(2):
+        text.feed()
+        text.go_on([1, 1])
+        if interrupted:
+            other.feed()
+            other.go_on([1, 1])
+        if not runner.layout.stepwise:
+            text.verify([2, 2] if is_even or runner.layout.level else [2, 1])
+    text.feed()
+    return text.error()
 
-    Attention that takes no mask is asked about what it will serve: one row, and a chain.
-    """
-    prefilled = _PREFILLED if runner.takes_masks else _PREFILLED[-1:]
-    end = max(prefilled) + 2
-    device = runner.device
-    text = (torch.arange(end + 1, device=device) * 7 + 3) % runner.vocab_size
-    batch_size = len(prefilled)
-    lengths = torch.tensor(prefilled, device=device)
-    committed = text[:end].repeat(batch_size, 1)
 
-    cache = runner.new_cache(batch_size, capacity=end + len(_PARENTS))
-    nothing = Proposal.empty(batch_size, device)
-    shape = runner.plan([0] * batch_size, prefilled, nothing)
-    runner.forward(build_window(committed, lengths, cache.lengths, nothing, shape), cache, keep=1)
-    cache.commit(lengths - 1)
+class _Text:
+    """Two rows that begin one text, fed through a cache as the loop would, and compared with one forward over it."""
 
-    right = torch.stack([text[n : n + 2] for n in prefilled])  # what the text says
-    wrong = torch.stack([text[n + 2 : n + 3] for n in prefilled])
-    proposal = (
-        Proposal.chain(right)
-        if not runner.takes_masks
-        else Proposal(
-            tokens=torch.cat([wrong, right], dim=1),
-            parents=torch.tensor(_PARENTS, device=device).expand(batch_size, -1),
-            valid=torch.ones(batch_size, len(_PARENTS), dtype=torch.bool, device=device),
-            depth=2,
-            width=2,
-        )
-    )
-    shape = runner.plan([n - 1 for n in prefilled], prefilled, proposal)
-    window = build_window(committed, lengths, cache.lengths, proposal, shape)
-    logits = runner.forward(window, cache, keep=shape.width).logits.float()
+    def __init__(self, runner: ModelRunner, step: int, is_even: bool) -> None:
+        prompts = _EVEN if is_even else _RAGGED
+        self.runner, device, longest = runner, runner.device, max(prompts)
+        self.words = (torch.arange(longest + _ROOM, device=device) * step + 3) % runner.vocab_size
+        ids = torch.stack([torch.nn.functional.pad(self.words[:n], (longest - n, 0)) for n in prompts])
+        mask = torch.arange(longest, device=device) >= longest - torch.tensor(prompts, device=device)[:, None]
+        sampler = Sampler(LogitsProcessorList(), False, len(prompts))
+        self.state = DecodeState(ids, ids, mask, longest + _ROOM, runner.vocab_size, sampler, None)
+        self.cache = runner.new_cache(len(prompts), longest)
+        self.seen = [0] * len(prompts)
+        self.prompt = _encoded(runner)
+        self.compared: list[tuple[Tensor, Tensor]] = []  # through the cache, plain
+        self.plain = self._plain()  # [T, V]
 
-    positions = torch.arange(end, device=device)[None]
-    forward = uncompiled_call(runner.model)
-    plain = forward(input_ids=text[None, :end], position_ids=positions, use_cache=False).logits[0].float()
-    slots = (0, shape.width - 2, shape.width - 1)  # the pending token and the two right ones
-    differences = [
-        logits[row, slot] - plain[n - 1 + depth] for row, n in enumerate(prefilled) for depth, slot in enumerate(slots)
-    ]
-    both = torch.stack(differences)
-    finite = both.isfinite()  # a logit that overflows (remove_invalid_values exists for it) tells nothing if both do
-    expected = torch.stack([plain[n - 1 + depth] for n in prefilled for depth in range(len(slots))]).isfinite()
-    if not torch.equal(finite, expected) or not finite.any():
-        return float("inf")
-    return float(both[finite].abs().mean() / plain[plain.isfinite()].std().clamp(min=1e-6))
+    def feed(self) -> None:
+        """Feeds all committed tokens; compares what comes after each row's last."""
+        runner, state, cache = self.runner, self.state, self.cache
+        self.seen = feed_ahead(runner, cache, state, self.seen, lambda w: runner.forward(w, cache, 1, self.prompt))
+        pending = self._forward(Proposal.empty(state.batch_size, state.device), path=[])
+        self._commit(pending)
+
+    def verify(self, accepted: list[int]) -> None:
+        """Verifies what the text says together with a wrong guess; each row accepts a part of it."""
+        state, layout = self.state, self.runner.layout
+        right = torch.stack([self.words[n : n + _RIGHT] for n in state.host_lengths])
+        wrong = (right[:, :1] + 1) % self.runner.vocab_size
+        first = int(layout.trees)  # the wrong guess stands before or behind the right ones
+        if layout.trees:
+            tokens = torch.cat([wrong, right], dim=1)
+            parents = torch.tensor(_TREE, device=state.device).expand(len(tokens), -1)
+            proposal = Proposal(tokens, parents, torch.ones_like(tokens, dtype=torch.bool), depth=_RIGHT, width=2)
+        else:
+            proposal = Proposal.chain(torch.cat([right, wrong], dim=1))
+        pending = self._forward(proposal, path=[first + i for i in range(_RIGHT)])
+        keep = None
+        if layout.trees:
+            rows = [[0, *(first + i + 1 if i < a else -1 for i in range(_RIGHT))] for a in accepted]
+            keep = torch.tensor(rows, device=state.device)
+        self._commit([p + a for p, a in zip(pending, accepted, strict=True)], keep)
+        self.go_on([a + 1 for a in accepted])
+
+    def go_on(self, num_new: list[int]) -> None:
+        """The text's next words are committed."""
+        device = self.state.device
+        new = [self.words[n : n + k].tolist() for n, k in zip(self.state.host_lengths, num_new, strict=True)]
+        table = torch.tensor([row + [0] * (max(num_new) - len(row)) for row in new], device=device)
+        self.state.extend(table, torch.tensor(num_new, device=device), new)
+
+    def error(self) -> float:
+        """Mean over all that was compared."""
+        cached, plain = (torch.stack(logits) for logits in zip(*self.compared, strict=True))
+        finite = plain.isfinite()  # a logit that overflows (remove_invalid_values exists for it) tells nothing
+        if not finite.any() or not torch.equal(cached.isfinite(), finite):
+            return float("inf")
+        scale = self.plain[self.plain.isfinite()].std().clamp(min=1e-6)
+        return float((cached - plain)[finite].abs().mean() / scale)
+
+    def _forward(self, proposal: Proposal, path: list[int]) -> list[int]:
+        """One window; compares each row's root and the nodes of a path from it. Returns the pending tokens."""
+        ends = self.state.host_ends(self.runner.layout.level)
+        pending = [n - s for n, s in zip(ends, self.seen, strict=True)]
+        window = window_of(self.runner, self.cache, self.state, self.seen, proposal)
+        roots = [p - 1 for p in pending]
+        keep = kept_logits(roots, window.tokens.shape[1], proposal.num_nodes)
+        output = self.runner.forward(window, self.cache, keep, self.prompt)
+        logits = at_nodes(output.logits, keep, roots, proposal.num_nodes).float()
+        for row, length in enumerate(self.state.host_lengths):
+            for depth, node in enumerate([-1, *path]):
+                self.compared.append((logits[row, node + 1], self.plain[length - 1 + depth]))
+        return pending
+
+    def _commit(self, kept: list[int], keep: Tensor | None = None) -> None:
+        self.cache.commit(torch.tensor(kept, device=self.state.device), keep)
+        self.seen = [s + k for s, k in zip(self.seen, self.cache.retained(kept), strict=True)]
+
+    def _plain(self) -> Tensor:
+        """[T, V] logits of one forward over the text."""
+        inputs: dict[str, object] = {f"{self.runner.prefix}input_ids": self.words[None]}
+        if self.prompt is not None and self.prompt.encoded is not None:
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.prompt.encoded.hidden[:1])
+        logits: Tensor = uncompiled_call(self.runner.model)(**inputs, use_cache=False, return_dict=True).logits
+        return logits[0].float()
+
+
+def _encoded(runner: ModelRunner) -> PromptInputs | None:
+    """What an encoder might have made: the same for both rows."""
+    if not runner.is_encoder_decoder:
+        return None
+    config = runner.model.config
+    width = getattr(config, "d_model", None) or config.hidden_size
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, _ENCODED, width, generator=random).to(runner.device, runner.dtype)
+    return PromptInputs(torch.ones(2, dtype=torch.int64), encoded=Encoded(hidden.expand(2, -1, -1)))

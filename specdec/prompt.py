@@ -12,8 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from specdec.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an encoder made of its input, and what it was made of."""
+
+    hidden: Tensor  # [B, S, H] the encoder's output
+    mask: Tensor | None = None  # [B, S], 0 on padding
+    inputs: Tensor | None = None  # token ids or features, for a draft's own encoder
+
+    def select_rows(self, index: Tensor) -> Encoded:
+        """The given rows."""
+        return Encoded(*(None if t is None else t[index] for t in (self.hidden, self.mask, self.inputs)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +42,7 @@ class PromptInputs:
             token takes.
         once: inputs of the prompt's forward only (pixel values), by name, as they are.
         always: inputs of every forward that are no tensors (switches), likewise.
+        encoded: what the decoder of an encoder-decoder looks at.
     """
 
     lengths: Tensor
@@ -36,17 +51,20 @@ class PromptInputs:
     per_token: dict[str, Tensor] = field(default_factory=dict)
     once: dict[str, Any] = field(default_factory=dict)
     always: dict[str, Any] = field(default_factory=dict)
+    encoded: Encoded | None = None
 
     @property
     def is_empty(self) -> bool:
         """Nothing but token ids at positions 0, 1, 2, ..."""
-        return self.embeds is None and self.positions is None and not (self.per_token or self.once or self.always)
+        others = (self.embeds, self.positions, self.encoded)
+        return all(o is None for o in others) and not (self.per_token or self.once or self.always)
 
     def select_rows(self, index: Tensor) -> PromptInputs:
         """The given rows; the prompt's own forward is over by then."""
         positions = None if self.positions is None else self.positions[..., index, :]
         per_token = {name: values[index] for name, values in self.per_token.items()}
-        return PromptInputs(self.lengths[index], None, positions, per_token, always=self.always)
+        encoded = None if self.encoded is None else self.encoded.select_rows(index)
+        return PromptInputs(self.lengths[index], None, positions, per_token, {}, self.always, encoded)
 
     def inputs(self, window: Window, is_prompt: bool) -> dict[str, Any]:
         """The forward's arguments for a window; is_prompt: nothing has been fed before."""
@@ -55,6 +73,10 @@ class PromptInputs:
         place = torch.minimum(window.positions, self.lengths[:, None])
         out: dict[str, Any] = {name: values.gather(1, place) for name, values in self.per_token.items()}
         out.update(self.always)
+        if self.encoded is not None:
+            out["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.encoded.hidden)
+            if self.encoded.mask is not None:
+                out["attention_mask"] = self.encoded.mask
         if self.positions is not None:
             index = known.expand(*self.positions.shape[:-1], -1)
             out["position_ids"] = self.positions.gather(-1, index) + (window.positions - known)

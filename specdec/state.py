@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specdec.prompt import left_aligned
+from specdec.prompt import Encoded, left_aligned
 from specdec.sampling import Prefixes, Sampler
 from specdec.types import Proposal
 from specdec.verify.coins import KeyedCoins
@@ -32,6 +32,7 @@ class DecodeState:
         host_tokens: the same tokens as lists, one per row.
         requests: [B] int64, each row's index in the user's batch.
         prompt: [requests, P], all of them, also of rows that have left.
+        encoded: what the target's encoder made of its input, of all requests; None for decoder-only targets.
     """
 
     def __init__(
@@ -57,11 +58,15 @@ class DecodeState:
         self.tokens[:, : packed.shape[1]] = packed.masked_fill(behind, 0)
         self.requests = torch.arange(len(rows), device=device)
         self.host_requests = list(range(len(rows)))
+        longest = max(self.prompt_lengths)
+        self._host_offsets = [longest - n for n in self.prompt_lengths]
+        self._offsets = longest - self.lengths
         self.vocab_size = vocab_size
         self.sampler = sampler
         self.seed = seed
         self._coins: KeyedCoins | None = None
         self.prompt = prompt
+        self.encoded: Encoded | None = None
 
     @property
     def batch_size(self) -> int:
@@ -74,6 +79,21 @@ class DecodeState:
     @property
     def host_lengths(self) -> list[int]:
         return [len(r) for r in self.host_tokens]
+
+    def offsets(self, level: bool) -> Tensor | None:
+        """[B] int64, the slot of each row's first token where rows must be level; None where that is slot 0."""
+        return self._offsets if level and any(self._host_offsets) else None
+
+    def ends(self, level: bool) -> Tensor:
+        """[B] int64, the slot behind each row's last token."""
+        offsets = self.offsets(level)
+        return self.lengths if offsets is None else self.lengths + offsets
+
+    def host_ends(self, level: bool) -> list[int]:
+        """The same on the host."""
+        if not level:
+            return self.host_lengths
+        return [len(r) + o for r, o in zip(self.host_tokens, self._host_offsets, strict=True)]
 
     def coins(self) -> KeyedCoins:
         """This round's coins: keyed by request and committed length."""
@@ -98,6 +118,7 @@ class DecodeState:
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """Keeps the given rows, in that order; index is the same on the device."""
         self.tokens, self.lengths, self.requests = self.tokens[index], self.lengths[index], self.requests[index]
+        self._offsets, self._host_offsets = self._offsets[index], [self._host_offsets[r] for r in rows]
         self._coins = None
         self.host_tokens = [self.host_tokens[r] for r in rows]
         self.prompt_lengths = [self.prompt_lengths[r] for r in rows]

@@ -36,6 +36,8 @@ class SpeculationStats:
     accepted: int = 0  # by the rule, before truncation at EOS or the length limit
     draft_calls: int = 0  # forwards of the draft model
     host_syncs: int = 0  # times the host waited for a device tensor's value
+    refed_tokens: int = 0  # fed again after a recurrent state went back to its snapshot, all rows
+    snapshot_bytes: int = 0  # of recurrent states that were copied to go back to
     drafted_per_depth: list[int] = field(default_factory=list)
     accepted_per_depth: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0

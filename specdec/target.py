@@ -13,18 +13,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from specdec.cache import RollbackCache
+from specdec.cache import LayerKind, RollbackCache, layer_kinds
 from specdec.errors import UnsupportedModelError
 from specdec.prompt import PromptInputs
 from specdec.types import Proposal
-from specdec.window import Plan, Window, plan, to_additive
+from specdec.window import Plan, Window, plan, sliding_mask, to_additive
 from specdec.wrapped import uncompiled_call
 
-_ATTENTION = ("eager", "sdpa")  # take a 4D mask per row
-_NO_MASK = "takes no mask per row, which {what} need. Load it with attn_implementation='sdpa' instead."
+_MASKED = ("eager", "sdpa")  # attention that takes a 4D mask per row
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a model's windows must look like for its output to be right.
+
+    Args:
+        level: all rows stand at the same slot, as in transformers, since positions or masks are the batch's and not a
+            row's; a round commits what its slowest row accepted.
+        padded: level rows may begin with padding; else prompts must be of one length.
+        trees: a window may be a tree.
+        stepwise: a cached forward takes one token; drafts cannot be verified together.
+    """
+
+    level: bool = False
+    padded: bool = True
+    trees: bool = True
+    stepwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +53,17 @@ class TargetOutput:
 
 
 class ModelRunner:
-    """Runs windows of one causal language model through a RollbackCache.
+    """Runs windows of one language model, or of an encoder-decoder's decoder, through a RollbackCache.
 
-    Args:
-        model: any decoder-only model with full attention, `position_ids` and a transformers `Cache`.
+    Attributes:
+        is_encoder_decoder: it has an encoder of its own.
+        attends_to_encoder: its forward takes an encoder's output.
+        kinds: what each layer remembers.
+        layout: how its windows look: the best that its class admits, until `probe` has tried it.
+        replays: it has recurrent states, so that rows are fed again what they accepted; windows hold no padding then.
 
     Raises:
-        UnsupportedModelError: the model has another kind of memory, or attention that takes no 4D mask.
+        UnsupportedModelError: memory that cannot be rolled back.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -50,12 +71,20 @@ class ModelRunner:
         config = model.config.get_text_config(decoder=True)
         names = parameters(model.forward)
         check_supported(model, config, names)
+        self._names = names
+        self.is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self.prefix = "decoder_" if self.is_encoder_decoder else ""
+        self.attends_to_encoder = "encoder_outputs" in names
+        self._cache_name = "past_key_values" if "past_key_values" in names else "cache_params"
         self._embeddings = model.get_input_embeddings()
-        self.num_layers: int = config.num_hidden_layers
+        self.kinds = layer_kinds(config, type(model).__name__)
+        self.num_layers: int = len(self.kinds)
+        self.replays = any(kind.num_states for kind in self.kinds)
+        self.layouts = _layouts(config, f"{self.prefix}position_ids" in names, self.replays)
+        self.layout = self.layouts[0]
         self.vocab_size: int = config.vocab_size
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions = _max_positions(config)
         self.rope_switch: int | None = _rope_switch(config)
-        self.takes_masks = config._attn_implementation in _ATTENTION
         self._keeps_logits = "logits_to_keep" in names
 
     @property
@@ -69,28 +98,16 @@ class ModelRunner:
 
     def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
         """An empty cache for this model with room for `capacity` tokens a row."""
-        return RollbackCache(self.num_layers, batch_size, self.device, capacity)
+        kinds: Sequence[LayerKind] = self.kinds
+        if self.layout.level:  # transformers' own masks then, which know slots in order
+            kinds = [replace(kind, window=None) for kind in kinds]
+        return RollbackCache(kinds, batch_size, self.device, capacity)
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raises UnsupportedModelError for a batch whose rows accept different amounts, where no mask can say so."""
-        if batch_size > 1 and not self.takes_masks:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} runs flash attention, which "
-                f"{_NO_MASK.format(what=f'batches ({batch_size} rows)')} Or decode one prompt a call."
-            )
-
-    def plan(self, seen: Sequence[int], lengths: Sequence[int], proposal: Proposal) -> Plan:
-        """The window of rows of which the cache has seen `seen` of `lengths` tokens.
-
-        Raises:
-            UnsupportedModelError: it needs a mask, and the attention takes none.
-        """
-        shape = plan(seen, lengths, proposal, causal_at_end=not self.takes_masks)
-        if shape.masked and not self.takes_masks:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} runs flash attention, which {_NO_MASK.format(what='draft trees')}"
-            )
-        return shape
+    def plan(
+        self, seen: Sequence[int], lengths: Sequence[int], proposal: Proposal, most: Sequence[int] | None = None
+    ) -> Plan:
+        """The window of rows of which the cache has seen `seen` of `lengths` tokens."""
+        return plan(seen, lengths, proposal, causal_at_end=self.layout.level, most=most)
 
     def release(self) -> None:
         """Undoes what inference mode leaves on a model: buffers that a forward replaced could not be trained with."""
@@ -118,28 +135,51 @@ class ModelRunner:
             is_prompt: this is the prompt's own forward.
             hidden_states: return them as well.
         """
-        if not self.takes_masks:
-            # transformers takes positions that do not go on for several sequences packed into one row, so those of
-            # a window's padding must go on too. Slots do, and for a chain of one row they are the positions.
-            window = replace(window, positions=window.slots)
-        cache.begin(window.slots, window.extent, window.level)
-        mask = None if window.mask is None else to_additive(window.mask, self.dtype)
-        kwargs: dict[str, Any] = {"input_ids": window.tokens, "position_ids": window.positions}
+        committed = window.num_pending if window.num_nodes == 0 else None
+        cache.begin(window.slots, window.extent, window.level, committed, window.is_kept)
+        kwargs: dict[str, Any] = {f"{self.prefix}input_ids": window.tokens}
+        if f"{self.prefix}position_ids" in self._names:
+            # Flash attention takes positions that do not go on for several texts packed into one row, so those of a
+            # level window's padding must go on, too.
+            is_plain = self.layout.level and window.columns is None
+            kwargs[f"{self.prefix}position_ids"] = window.slots if is_plain else window.positions
         if self._keeps_logits:
             kwargs["logits_to_keep"] = keep if isinstance(keep, int) else torch.tensor(keep)
         if hidden_states:
             kwargs["output_hidden_states"] = True
         if prompt is not None:
             kwargs.update(prompt.inputs(window, is_prompt))
-        forward = uncompiled_call(self.model)
-        output = forward(attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+        if f"{self.prefix}attention_mask" in self._names:
+            kwargs[f"{self.prefix}attention_mask"] = self._mask(window, cache)
+        # Made anew each time: a cache that held it would be a cycle.
+        kwargs[self._cache_name] = EncoderDecoderCache(cache, cache.cross) if self.attends_to_encoder else cache
+        output = uncompiled_call(self.model)(use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = output.logits
         if isinstance(keep, int):
             logits = logits[:, -keep:]
         elif not self._keeps_logits:
             logits = logits[:, torch.tensor(keep)]
+        states = output.decoder_hidden_states if self.is_encoder_decoder else getattr(output, "hidden_states", None)
         # A model spread over devices ends on another one.
-        return TargetOutput(logits.to(self.device), output.hidden_states if hidden_states else None)
+        return TargetOutput(logits.to(self.device), states if hidden_states else None)
+
+    def _mask(self, window: Window, cache: RollbackCache) -> Tensor | dict[str, Tensor | None] | None:
+        """The attention mask in the form that the model takes; None where plain causal attention is right."""
+        if not any(kind.attention for kind in self.kinds) and not self.layout.level:
+            return None
+        if self.layout.level:
+            return None if window.columns is None else window.columns.long()
+        windows = {kind.window for kind in self.kinds if kind.window is not None}
+        if window.mask is None and not any(map(cache.is_ring, windows)):
+            return None
+        full = None if window.mask is None else to_additive(window.mask, self.dtype)
+        if not windows:
+            return full
+        (size,) = windows
+        sliding = to_additive(sliding_mask(window, cache.key_slots(size), size), self.dtype)
+        if all(kind.window is not None for kind in self.kinds if kind.attention):
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
 
 
 def kept_logits(roots: Sequence[int], width: int, num_nodes: int) -> int | list[int]:
@@ -159,10 +199,11 @@ def at_nodes(logits: Tensor, keep: int | Sequence[int], roots: Sequence[int], nu
         place = torch.tensor([keep.index(r) for r in roots], device=logits.device)
         return logits[torch.arange(len(roots), device=logits.device), place][:, None]
     first = min(roots)
-    if first == max(roots):
+    if first == max(roots) and logits.shape[1] > num_nodes:
         return logits[:, : num_nodes + 1]
     index = torch.tensor(roots, device=logits.device)[:, None] - first
-    index = index + torch.arange(num_nodes + 1, device=logits.device)
+    # A window that cuts a row's proposal short ends before its last nodes, which are not valid then.
+    index = (index + torch.arange(num_nodes + 1, device=logits.device)).clamp(max=logits.shape[1] - 1)
     return logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[2]))
 
 
@@ -205,22 +246,11 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def check_supported(model: PreTrainedModel, config: Any, parameters: frozenset[str]) -> None:
-    """Raises UnsupportedModelError, naming the reason and the remedy, for memory that cannot be rolled back yet."""
+    """Raises UnsupportedModelError, naming the reason and the remedy, for memory that nothing here can roll back."""
     name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder model; specdec decodes decoder-only models so far.")
     if "past_key_values" not in parameters and "cache_params" not in parameters:
-        raise UnsupportedModelError(f"{name}.forward takes no cache (past_key_values), so nothing can be rolled back.")
-    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
         raise UnsupportedModelError(
-            f"{name} keeps a recurrent state, which specdec cannot roll back yet. Use model.generate() for it."
-        )
-    layer_types = set(getattr(config, "layer_types", None) or [])
-    windowed = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if layer_types - {"full_attention"} or (windowed and not layer_types):
-        kinds = sorted(layer_types - {"full_attention"}) or [f"sliding_window={windowed}"]
-        raise UnsupportedModelError(
-            f"{name} has layers that are not full attention ({', '.join(kinds)}), which specdec cannot roll back yet. "
+            f"{name}.forward takes no cache (past_key_values or cache_params), so nothing can be rolled back. "
             "Use model.generate() for it."
         )
     if "local" in (getattr(config, "attention_layers", None) or []):
@@ -228,14 +258,28 @@ def check_supported(model: PreTrainedModel, config: Any, parameters: frozenset[s
             f"{name} has local attention layers, whose window it keeps by slot and not by position. "
             "Use model.generate() for it."
         )
-    if "position_ids" not in parameters:
-        raise UnsupportedModelError(
-            f"{name}.forward takes no position_ids, so rows of different lengths cannot be verified together."
-        )
     attention = getattr(config, "_attn_implementation", "eager")
-    if attention not in _ATTENTION and not is_flash_attention_requested(config):
+    if attention not in _MASKED and not is_flash_attention_requested(config):
         raise UnsupportedModelError(
-            f"{name} runs attn_implementation={attention!r}, which {_NO_MASK}".format(what="drafts")
+            f"{name} runs attn_implementation={attention!r}, which takes no mask per row. Load it with "
+            "attn_implementation='sdpa' instead."
         )
-    if getattr(config, "alibi", False):
-        raise UnsupportedModelError(f"{name} uses ALiBi, whose bias cannot be given per-row positions.")
+
+
+def _layouts(config: Any, takes_positions: bool, replays: bool) -> tuple[Layout, ...]:
+    """What to try, the best first: what the signature and the config do not exclude."""
+    drafting = []
+    masked = getattr(config, "_attn_implementation", "eager") in _MASKED
+    # A model of recurrent states alone knows neither masks nor positions, and needs none.
+    if masked and (takes_positions or replays) and not getattr(config, "alibi", False):
+        drafting.append(Layout(trees=not replays))
+    drafting += [Layout(level=True, padded=padded, trees=False) for padded in (True, False)]
+    return (*drafting, *(replace(layout, trees=False, stepwise=True) for layout in drafting))
+
+
+def _max_positions(config: Any) -> int | None:
+    """Positions that the decoder has; None where it has no end."""
+    for name in ("max_target_positions", "max_position_embeddings"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    return None

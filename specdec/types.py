@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +88,35 @@ class Proposal:
             law=Law.GIVEN if q is None else Law.IID,
         )
 
+    def first_chain(self) -> tuple[Proposal, Tensor]:
+        """The chain of first children, for a memory that holds one branch only, and its nodes [B, depth] in the tree.
+
+        A first child was drawn from its parent's q whatever the law of its siblings is, so q stays right.
+        """
+        batch_size, num_nodes = self.tokens.shape
+        index = torch.arange(num_nodes, device=self.tokens.device)
+        node = torch.full((batch_size,), -1, device=self.tokens.device)
+        alive = torch.ones_like(node, dtype=torch.bool)
+        nodes, valid = [], []
+        for _ in range(self.depth):
+            is_child = (self.parents == node[:, None]) & self.valid & alive[:, None]
+            alive = is_child.any(1)
+            node = torch.where(is_child, index, num_nodes).amin(1).clamp(max=num_nodes - 1)
+            nodes.append(node)
+            valid.append(alive)
+        path = torch.stack(nodes, 1)
+        q_index = None if self.q_index is None else self.q_index.gather(1, path)
+        chain = Proposal.chain(self.tokens.gather(1, path), torch.stack(valid, 1))
+        law = Law.GIVEN if self.q is None else Law.IID
+        return replace(chain, q=self.q, q_index=q_index, law=law), path
+
+    def cut(self, limit: Sequence[int]) -> Proposal:
+        """The first limit[b] nodes of row b's chain."""
+        if min(limit) >= self.num_nodes:
+            return self
+        steps = torch.arange(self.num_nodes, device=self.tokens.device)
+        return replace(self, valid=self.valid & (steps < torch.tensor(limit, device=self.tokens.device)[:, None]))
+
     def check(self, batch_size: int) -> None:
         """Raises DrafterError if the shapes or dtypes break the contract; never looks at values."""
         expected = (batch_size, self.num_nodes)
@@ -138,6 +168,25 @@ class Acceptance:
     path: Tensor  # [B, D] int64, accepted nodes from the root down, -1 padded
     num_accepted: Tensor  # [B] int64
     next_token: Tensor  # [B] int64, the recovered or bonus token; -1 if p was not a distribution
+
+    def levelled(self, proposal: Proposal) -> Acceptance:
+        """What all rows accepted equally far, for rows that must stay level; of chains.
+
+        A row that accepted more commits as many tokens as the others: its next one is the draft token that it had
+        accepted there. Token by token that is as if its proposal had ended there, so the output's law stays the
+        target's; the rule must be one that accepts token by token (greedy, rejection).
+        """
+        if proposal.num_nodes == 0:
+            return self
+        fewest = self.num_accepted.min()
+        steps = torch.arange(self.path.shape[1], device=self.path.device)
+        beyond = proposal.tokens.gather(1, self.path.clamp(min=0))
+        beyond = beyond.gather(1, fewest.clamp(max=len(steps) - 1).expand(len(beyond), 1))[:, 0]
+        return Acceptance(
+            torch.where(steps < fewest, self.path, -1),
+            fewest.expand_as(self.num_accepted),
+            torch.where(self.num_accepted > fewest, beyond, self.next_token),
+        )
 
     def tokens(self, proposal: Proposal) -> Tensor:
         """The committed tokens [B, D + 1]: accepted ones, then next_token; what follows is undefined."""

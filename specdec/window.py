@@ -4,6 +4,9 @@ The window of a row is its committed tokens that the cache does not cover yet ("
 proposal. Prefill (everything pending), plain decoding (one pending token), a draft's catch-up and tree
 verification are all this one case. Rows are aligned at the left and padded at the right; padding writes
 to free slots that later windows overwrite, and no valid token ever attends to it.
+
+Models that know one position for the whole batch, or take no mask per row, need rows that are level: their
+slots are offset by what a shorter prompt lacks, as transformers' left padding does (`offsets`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,10 @@ class Window:
     mask: Tensor | None  # [B, W, extent] bool, True = may attend; None = causal, nothing hidden
     extent: int  # slots that attention covers
     level: bool  # all rows' slots are the last W of the extent
+    ancestors: Tensor | None = None  # [B, N, N] bool of a tree
+    num_nodes: int = 0
+    is_kept: bool = False  # all of it will be committed, as the host knows
+    columns: Tensor | None = None  # [B, extent] bool, False on an offset's slots; None where there is no offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +45,30 @@ class Plan:
     extent: int
     masked: bool  # False where plain causal attention is right
     level: bool  # all rows have seen the same number of tokens
+    is_kept: bool = False  # all of it will be committed
 
 
-def plan(seen: Sequence[int], lengths: Sequence[int], proposal: Proposal, causal_at_end: bool = False) -> Plan:
+def plan(
+    seen: Sequence[int],
+    lengths: Sequence[int],
+    proposal: Proposal,
+    causal_at_end: bool = False,
+    most: Sequence[int] | None = None,
+) -> Plan:
     """Plans the window of rows of which the cache has seen `seen` of `lengths` tokens.
 
     Args:
-        causal_at_end: attention without a mask lets the last query see every key (flash attention), so that a chain
-            behind a cache needs none where all rows are level.
+        causal_at_end: attention without a mask lets the last query see every key, so that a chain behind a cache needs
+            none where all rows are level.
+        most: nodes that each row uses at most; all of them if omitted.
     """
-    width = max(n - s for n, s in zip(lengths, seen, strict=True)) + proposal.num_nodes
+    nodes = proposal.num_nodes
+    pending = [n - s for n, s in zip(lengths, seen, strict=True)]
+    width = max(p + min(nodes, m) for p, m in zip(pending, most or [nodes] * len(pending), strict=True))
+    is_kept = nodes == 0 and min(pending) == max(pending)
     level = min(seen) == max(seen)
     masked = not (level and (width == 1 or (proposal.is_chain and (seen[0] == 0 or causal_at_end))))
-    return Plan(width, max(seen) + width, masked, level)
+    return Plan(width, max(seen) + width, masked, level, is_kept)
 
 
 def build_window(
@@ -59,6 +77,7 @@ def build_window(
     seen: Tensor,
     proposal: Proposal,
     plan: Plan,
+    offsets: Tensor | None = None,
 ) -> Window:
     """Lays out the window of every row.
 
@@ -68,11 +87,14 @@ def build_window(
         seen: [B] int64, how many of them the cache covers.
         proposal: what to verify behind the pending tokens.
         plan: the window's shape. A wider one than `plan()` makes is padding; a fixed one compiles once.
+        offsets: [B] int64, the slot of each row's first token where rows must be level; `lengths` and `seen` count
+            from slot 0 then.
     """
     index = torch.arange(plan.width, device=committed.device)
     num_pending = lengths - seen  # [B]
     slots = seen[:, None] + index  # [B, W]
-    tokens = committed.gather(1, slots.clamp(max=committed.shape[1] - 1))
+    places = slots if offsets is None else (slots - offsets[:, None]).clamp(min=0)
+    tokens = committed.gather(1, places.clamp(max=committed.shape[1] - 1))
     is_pending = index < num_pending[:, None]
     last = lengths[:, None] - 1
     if proposal.num_nodes == 0:
@@ -88,8 +110,26 @@ def build_window(
         node_depth = node_index + 1 if ancestors is None else ancestors.sum(-1).gather(1, node_index)
         # Padding takes the position of the last committed token: always within the model's range.
         positions = torch.where(is_node, last + node_depth, torch.minimum(slots, last))
-    mask = _mask(slots, seen, num_pending, ancestors, plan.extent) if plan.masked else None
-    return Window(tokens, positions, slots, num_pending, mask, plan.extent, plan.level)
+    mask = columns = None
+    if offsets is not None:
+        positions = places
+        columns = torch.arange(plan.extent, device=slots.device) >= offsets[:, None]
+    if plan.masked:
+        keys = torch.arange(plan.extent, device=slots.device)[None]
+        mask = _mask(slots, lengths, ancestors, keys)
+    return Window(
+        tokens,
+        positions,
+        slots,
+        num_pending,
+        mask,
+        plan.extent,
+        plan.level,
+        ancestors,
+        proposal.num_nodes,
+        plan.is_kept,
+        columns,
+    )
 
 
 def ancestor_matrix(proposal: Proposal) -> Tensor:
@@ -106,21 +146,47 @@ def ancestor_matrix(proposal: Proposal) -> Tensor:
     return reach.expand(batch_size, num_nodes, num_nodes)
 
 
-def _mask(slots: Tensor, seen: Tensor, num_pending: Tensor, ancestors: Tensor | None, extent: int) -> Tensor:
-    """[B, W, extent] bool. A chain sees every slot up to its own; a tree node its ancestors' slots only."""
-    key = torch.arange(extent, device=slots.device)
-    causal = key <= slots[:, :, None]
+def sliding_mask(window: Window, keys: Tensor, size: int) -> Tensor:
+    """[B, W, K] bool: what layers may attend to that look at `size` tokens, the query's own included.
+
+    Distances are those of positions, which a tree's slots are not.
+
+    Args:
+        keys: [B or 1, K] int64, the slot that each key comes from; negative where there is none.
+    """
+    first = (window.slots[:, 0] + window.num_pending)[:, None]  # [B, 1] slot of node 0
+    positions, queries = keys.expand(len(first), -1), window.slots
+    if window.ancestors is not None:
+        depth = window.ancestors.sum(-1)  # [B, N]
+        last = depth.shape[1] - 1
+        node, query = keys - first, window.slots - first
+        positions = torch.where(node < 0, keys, first - 1 + depth.gather(1, node.clamp(0, last)))
+        queries = torch.where(query < 0, window.slots, first - 1 + depth.gather(1, query.clamp(0, last)))
+    near = queries[:, :, None] - positions[:, None, :] < size
+    seen = _mask(window.slots, first[:, 0], window.ancestors, keys)
+    return seen & near & (keys >= 0)[:, None, :]
+
+
+def _mask(slots: Tensor, lengths: Tensor, ancestors: Tensor | None, key: Tensor) -> Tensor:
+    """[B, W, K] bool. A chain sees every slot up to its own; a tree node its ancestors' slots only.
+
+    Args:
+        slots: [B, W] of the queries.
+        lengths: [B] committed tokens; the slot of node 0.
+        key: [B or 1, K] slots of the keys.
+    """
+    causal = key[:, None, :] <= slots[:, :, None]
     if ancestors is None:
         return causal
     num_nodes = ancestors.shape[1]
-    first = (seen + num_pending)[:, None]  # [B, 1], slot of node 0
+    first = lengths[:, None]  # [B, 1]
     node = slots - first  # [B, W]
-    key_node = key - first  # [B, extent]
+    key_node = key - first  # [B, K]
     rows = node.clamp(0, num_nodes - 1)[:, :, None].expand(-1, -1, num_nodes)
     columns = key_node.clamp(0, num_nodes - 1)[:, None, :].expand(-1, slots.shape[1], -1)
     related = ancestors.gather(1, rows).gather(2, columns)
     in_tree = (key_node >= 0)[:, None, :]
-    is_self = key == slots[:, :, None]
+    is_self = key[:, None, :] == slots[:, :, None]
     is_node = ((node >= 0) & (node < num_nodes))[:, :, None]
     return torch.where(in_tree & is_node, (related & causal) | is_self, causal)
 

@@ -21,7 +21,7 @@ def simulate(
         while accepted < k and generator.random() < alpha:
             accepted += 1
         step = (step_costs or {}).get(k + 1, 1.0) * generator.uniform(0.95, 1.05)
-        controller.record([k], [accepted], k * draft_cost, step)
+        controller.record([k], [accepted], k + 1, k * draft_cost, step)
         asked.append(k)
         tokens += accepted + 1
         seconds += step + k * draft_cost
@@ -57,7 +57,7 @@ def test_a_draft_that_becomes_good_is_used_again() -> None:
     controller, used = AutoLength(), []
     for i in range(400):
         k = controller.choose()
-        controller.record([k], [k if i > 100 else 0], 0.1 * k, 1.0)
+        controller.record([k], [k if i > 100 else 0], k + 1, 0.1 * k, 1.0)
         used.append(k)
     assert sum(used[60:100]) < 20
     assert min(used[-50:]) >= 4
@@ -69,5 +69,5 @@ def test_nothing_is_recorded_for_depths_beyond_the_proposal() -> None:
     for i in range(100):
         k = controller.choose()
         depth = min(k, 2) if i % 2 else 0
-        controller.record([depth], [depth], 0.0, 1.0)
+        controller.record([depth], [depth], depth + 1, 0.0, 1.0)
     assert controller.choose() >= 2

@@ -269,7 +269,6 @@ IDLE: dict[str, Any] = {
     "target_lookbehind": 3,
     "compile_config": CompileConfig(),
     "disable_compile": True,
-    "decoder_start_token_id": 5,
     "cache_config": {"nbits": 4},
     "max_cache_len": 128,
     "continuous_batching_config": {"block_size": 8},

@@ -62,6 +62,6 @@ def test_plan_leaves_the_mask_out_where_causal_attention_is_right() -> None:
     nothing = Proposal.empty(2, torch.device("cpu"))
     chain = Proposal.chain(torch.zeros(2, 3, dtype=torch.int64))
     assert plan([0, 0], [5, 9], nothing) == Plan(9, 9, masked=False, level=True)
-    assert plan([8, 8], [9, 9], nothing) == Plan(1, 9, masked=False, level=True)
-    assert plan([7, 8], [8, 9], nothing) == Plan(1, 9, masked=True, level=False)
+    assert plan([8, 8], [9, 9], nothing) == Plan(1, 9, masked=False, level=True, is_kept=True)
+    assert plan([7, 8], [8, 9], nothing) == Plan(1, 9, masked=True, level=False, is_kept=True)
     assert plan([8, 8], [9, 9], chain) == Plan(4, 12, masked=True, level=True)

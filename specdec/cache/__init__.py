@@ -1,5 +1,6 @@
-"""Caches that can forget: one interface, one implementation per kind of memory."""
+"""Caches that can forget: one interface over every kind of memory."""
 
-from specdec.cache.attention import RollbackCache
+from specdec.cache.kinds import LayerKind, layer_kinds
+from specdec.cache.rollback import RollbackCache
 
-__all__ = ["RollbackCache"]
+__all__ = ["LayerKind", "RollbackCache", "layer_kinds"]

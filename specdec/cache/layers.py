@@ -1,4 +1,4 @@
-"""One attention layer's memory: preallocated buffers, written where the cache's window says."""
+"""One full attention layer's memory: preallocated buffers, written where the cache's window says."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class Slots:
         self._flat: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def flat(self, buffer: Tensor) -> Tensor:
-        """[B * H * W] int64 on the device of the buffer [.., H, capacity, D]."""
+        """[B * H * W] int64 on the device of the buffer [.., H, capacity, D]; a buffer that is shorter is a ring."""
         heads, capacity = buffer.shape[1:3]
         key = (heads, capacity, buffer.device)
         if key not in self._flat:
             batch_size = self.slots.shape[0]
             planes = torch.arange(batch_size * heads, device=self.slots.device).view(batch_size, heads, 1)
-            self._flat[key] = (planes * capacity + self.slots[:, None, :]).flatten().to(buffer.device)
+            places = self.slots % capacity
+            self._flat[key] = (planes * capacity + places[:, None, :]).flatten().to(buffer.device)
         return self._flat[key]
 
 
@@ -36,6 +37,7 @@ class Opening:
         slots: [B, W] where the window's tokens go.
         extent: slots that attention may look at.
         level: all rows write to the last W slots of the extent.
+        committed: [B] how many of the window's tokens are committed, if the others are padding; else None.
         is_open: between begin and commit.
         columns: what a finished cache covers in the user's layout; None while decoding.
     """
@@ -46,6 +48,7 @@ class Opening:
         self.slots = slots
         self.extent = 0
         self.level = False
+        self.committed: Tensor | None = None
         self.is_open = False
         self.columns: int | None = None
 
@@ -64,10 +67,15 @@ class FullAttentionLayer(CacheLayerMixin):
         super().__init__()
         self._opening = opening
 
+    @property
+    def places(self) -> int:
+        """Slots of the buffers."""
+        return self._opening.capacity
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         for name, states in (("keys", key_states), ("values", value_states)):
             _, heads, _, dim = states.shape
-            shape = (self._opening.batch_capacity, heads, self._opening.capacity, dim)
+            shape = (self._opening.batch_capacity, heads, self.places, dim)
             # Zeros, not empty: a masked slot still meets a zero weight, and 0 * NaN would be NaN.
             buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
             mark_static(buffer)
@@ -138,6 +146,17 @@ class FullAttentionLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         opening = self._opening
         return opening.extent - opening.width if opening.columns is None else opening.columns
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class NoLayer:
+    """A layer without memory, or one that reads another's."""
+
+    is_sliding = is_initialized = supports_early_init = False
+    is_compileable = True
+    keys = values = None
 
     def get_max_length(self) -> int:
         return -1

@@ -41,6 +41,11 @@ class DraftSession:
         """The call is over, also after an exception."""
 
     @property
+    def levels(self) -> bool:
+        """The rows of a batch must commit equally many tokens a round, since the draft's memory cannot differ."""
+        return False
+
+    @property
     def forwards(self) -> int:
         """Forwards of a draft model so far."""
         return 0

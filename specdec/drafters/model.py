@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.errors import DraftMismatchError
+from specdec.feeding import feed_ahead, window_of
 from specdec.probe import probe
+from specdec.prompt import Encoded, PromptInputs
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
-from specdec.target import ModelRunner, at_nodes, input_device, kept_logits
+from specdec.target import ModelRunner, at_nodes, input_device, kept_logits, parameters
 from specdec.types import Acceptance, Proposal
-from specdec.window import Window, build_window
+from specdec.window import Window
 from specdec.wrapped import unwrap
 
 logger = logging.getLogger("specdec")
@@ -33,8 +36,9 @@ _WARNED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # drafts whose vo
 class ModelSession(DraftSession):
     """Keeps the draft's cache in step with the committed tokens, however far it has fallen behind."""
 
-    def __init__(self, runner: ModelRunner, state: DecodeState) -> None:
+    def __init__(self, runner: ModelRunner, state: DecodeState, prompt: PromptInputs | None = None) -> None:
         self._runner = runner
+        self._prompt = prompt
         self._cache = runner.new_cache(state.batch_size, max(state.host_lengths) + 1)
         self._seen = [0] * state.batch_size  # the cache's lengths, known on the host
         self._lengths = list(self._seen)  # committed tokens at the last proposal
@@ -49,15 +53,22 @@ class ModelSession(DraftSession):
     def forwards(self) -> int:
         return self._forwards
 
+    @property
+    def levels(self) -> bool:
+        return self._runner.layout.level
+
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
         depth = max(limit)
-        lengths = state.host_lengths
+        level = self._runner.layout.level
+        lengths = state.host_ends(level)
         if self._runner.max_positions is not None:  # the draft's context may be shorter than the target's
             depth = min(depth, self._runner.max_positions - max(lengths))
         if depth <= 0:
             return Proposal.empty(state.batch_size, state.device)
+        feed = partial(self._forward, state, keep=1)
+        self._seen = feed_ahead(self._runner, self._cache, state, self._seen, feed)
         self._lengths = lengths
-        self._pending = state.lengths - self._cache.lengths
+        self._pending = state.ends(level) - self._cache.lengths
         logits = self._catch_up(state, lengths)
         tokens: list[Tensor] = []
         q: list[Tensor] = []
@@ -69,6 +80,7 @@ class ModelSession(DraftSession):
                 break  # what the processors allow is not in the draft's vocabulary
             tokens.append(self._choose(state, scores, q, node=step))
         if not tokens:
+            self._commit([0] * state.batch_size, torch.zeros_like(self._pending))
             return Proposal.empty(state.batch_size, state.device)
         depth = len(tokens)
         steps = torch.arange(depth, device=state.device)
@@ -80,29 +92,47 @@ class ModelSession(DraftSession):
         if proposal.num_nodes == 0:
             return
         # The last drafted token was never fed, so at most depth - 1 of the accepted ones are in the cache.
-        kept = torch.clamp(acceptance.num_accepted, max=proposal.depth - 1)
-        self._cache.commit(self._pending + kept)
-        self._seen = [n + min(a, proposal.depth - 1) for n, a in zip(self._lengths, num_accepted, strict=True)]
+        fed = proposal.depth - 1
+        self._commit([min(a, fed) for a in num_accepted], torch.clamp(acceptance.num_accepted, max=fed))
+
+    def _commit(self, drafted: Sequence[int], num_drafted: Tensor) -> None:
+        """Keeps what the last proposal fed: all committed tokens, and so many of the drafted ones."""
+        self._cache.commit(self._pending + num_drafted)
+        kept = [n - s + d for n, s, d in zip(self._lengths, self._seen, drafted, strict=True)]
+        self._seen = [s + k for s, k in zip(self._seen, self._cache.retained(kept), strict=True)]
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         self._cache.select_rows(index)
+        if self._prompt is not None:
+            self._prompt = self._prompt.select_rows(index)
         self._seen = [self._seen[r] for r in rows]
 
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         """Feeds every committed token that the cache lacks; logits [B, V] after the last one."""
         nothing = Proposal.empty(state.batch_size, state.device)
-        shape = self._runner.plan(self._seen, lengths, nothing)
-        window = build_window(state.tokens, state.lengths, self._cache.lengths, nothing, shape)
+        window = window_of(self._runner, self._cache, state, self._seen, nothing)
         roots = [n - s - 1 for n, s in zip(lengths, self._seen, strict=True)]
-        keep = kept_logits(roots, shape.width, num_nodes=0)
+        keep = kept_logits(roots, window.tokens.shape[1], num_nodes=0)
         return at_nodes(self._forward(state, window, keep), keep, roots, num_nodes=0)[:, 0]
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
         """Feeds the step-th drafted token [B]; logits [B, V] after it."""
         position = (state.lengths + step - 1)[:, None]
+        layout = self._runner.layout
+        slot = (state.ends(layout.level) + step - 1)[:, None]
         extent, level = max(lengths) + step, min(lengths) == max(lengths)
-        mask = None if level else torch.arange(extent, device=state.device) <= position[:, :, None]
-        window = Window(token[:, None], position, position, torch.ones_like(state.lengths), mask, extent, level)
+        reach = torch.arange(extent, device=state.device)
+        offsets = state.offsets(layout.level)
+        window = Window(
+            token[:, None],
+            position,
+            slot,
+            torch.ones_like(state.lengths),
+            None if level else reach <= slot[:, :, None],
+            extent,
+            level,
+            columns=None if offsets is None else reach >= offsets[:, None],
+        )
         return self._forward(state, window, keep=1)[:, 0]
 
     def _forward(self, state: DecodeState, window: Window, keep: int | Sequence[int]) -> Tensor:
@@ -110,7 +140,7 @@ class ModelSession(DraftSession):
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
         # A draft padded to more tokens than the target has must not propose the padding.
-        logits = self._runner.forward(window, self._cache, keep).logits[..., : state.vocab_size]
+        logits = self._runner.forward(window, self._cache, keep, self._prompt).logits[..., : state.vocab_size]
         # One padded to fewer gets the target's width, since processors fix theirs at the first call.
         missing = state.vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
@@ -178,6 +208,11 @@ class ModelDrafter(Drafter):
                 f"the draft is on {self._runner.device}, the target takes its input on {device}: "
                 f"move the draft with draft.to({str(device)!r})."
             )
+        if self._runner.is_encoder_decoder and not target.config.is_encoder_decoder:
+            raise DraftMismatchError(
+                f"the draft {type(self.model).__name__} has an encoder, and {type(target).__name__} has none whose "
+                "input it could read: use a decoder-only draft."
+            )
         if self.model is target or self._compared:
             return
         if abs(size - target_size) > _MAX_PADDING:
@@ -196,9 +231,26 @@ class ModelDrafter(Drafter):
         _WARNED.add(self.model)
 
     def start(self, state: DecodeState) -> ModelSession:
-        self._runner.check_batch(state.batch_size)
         probe(self._runner)
-        return ModelSession(self._runner, state)
+        return ModelSession(self._runner, state, _prompt(self._runner, state))
+
+
+def _prompt(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:
+    """What the draft's decoder attends to: its own encoder's output, or the target's where it has no encoder."""
+    if not runner.attends_to_encoder or state.encoded is None:
+        return None
+    encoded = state.encoded
+    if runner.is_encoder_decoder:
+        assert encoded.inputs is not None
+        model: Any = runner.model
+        encoder = model.get_encoder()
+        names = parameters(encoder.forward)
+        kwargs = {"attention_mask": encoded.mask} if "attention_mask" in names else {}
+        name = model.main_input_name
+        inputs = encoded.inputs.to(runner.dtype) if encoded.inputs.is_floating_point() else encoded.inputs
+        hidden = encoder(**{name: inputs}, **kwargs, return_dict=True).last_hidden_state
+        encoded = Encoded(hidden, encoded.mask)
+    return PromptInputs(state.lengths, encoded=encoded)
 
 
 def compare_vocabularies(target: dict[str, int], draft: dict[str, int]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import VOCAB_SIZE, tiny
 from torch import Tensor
 
-from specdec.cache import RollbackCache
+from specdec.cache import LayerKind, RollbackCache
 from specdec.target import ModelRunner
 from specdec.types import Proposal
 from specdec.window import build_window, plan
@@ -138,7 +138,7 @@ def test_grows_geometrically_at_static_addresses() -> None:
 @torch.no_grad()
 def test_attention_reads_views_of_the_buffer() -> None:
     """What update() returns is the buffer itself up to the extent: no copy of the cache in a step."""
-    cache = RollbackCache(1, batch_size=2, device=torch.device("cpu"), capacity=64)
+    cache = RollbackCache([LayerKind()], batch_size=2, device=torch.device("cpu"), capacity=64)
     states = torch.randn(2, 3, 4, 8)
     cache.begin(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), extent=4)
     keys, values = cache.update(states, states, 0)

@@ -104,35 +104,12 @@ def test_an_unproven_vocabulary_is_warned_of_once(caplog: pytest.LogCaptureFixtu
     assert len([r for r in caplog.records if "not compared" in r.message]) == 1
 
 
-@pytest.mark.parametrize("kind", ["sliding", "recurrent", "encoder-decoder", "flex"])
-def test_unsupported_memories_are_refused_by_name(kind: str) -> None:
-    from transformers import (
-        MambaConfig,
-        MambaForCausalLM,
-        MistralConfig,
-        MistralForCausalLM,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    small = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1}
-    if kind == "sliding":
-        model = MistralForCausalLM(
-            MistralConfig(**small, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, sliding_window=8)
-        )
-    elif kind == "recurrent":
-        model = MambaForCausalLM(MambaConfig(**small, state_size=4))
-    elif kind == "encoder-decoder":
-        model = T5ForConditionalGeneration(
-            T5Config(vocab_size=64, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
-        )
-    else:
-        model = LlamaForCausalLM(copy.deepcopy(tiny("llama").config))
-        model.config._attn_implementation = "flex_attention"
-    words = {"sliding": "sliding", "recurrent": "recurrent", "encoder-decoder": "encoder", "flex": "sdpa"}[kind]
-    with pytest.raises(specdec.UnsupportedModelError, match=words):
+def test_an_attention_that_takes_no_mask_is_refused() -> None:
+    model = LlamaForCausalLM(copy.deepcopy(tiny("llama").config))
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(specdec.UnsupportedModelError, match="sdpa"):
         specdec.generate(model, torch.tensor([[1, 2]]), max_new_tokens=2)
-    with pytest.raises(specdec.UnsupportedModelError, match=words):
+    with pytest.raises(specdec.UnsupportedModelError, match="sdpa"):
         specdec.ModelDrafter(model)
 
 

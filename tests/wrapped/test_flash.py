@@ -113,14 +113,33 @@ def test_a_flash_draft_of_another_target() -> None:
     assert Calls.widths
 
 
-@pytest.mark.parametrize("role", ["target", "draft"])
-def test_several_rows_are_refused(role: str) -> None:
-    """Rows advance differently, which needs a mask per row; also when one prompt is sampled several times."""
-    target, draft = (flash(), None) if role == "target" else (tiny("llama"), flash(noise=0.02))
-    for arguments in (prompts(3), {**prompts(1), "do_sample": True, "num_return_sequences": 2}):
-        with pytest.raises(specdec.UnsupportedModelError, match="attn_implementation='sdpa'"):
-            specdec.generate(target, **arguments, drafter=draft, max_new_tokens=8)
-    assert not Calls.widths, "refused before any forward"
+@pytest.mark.parametrize("kind", ["ngram", "flash draft", "sdpa draft"])
+@pytest.mark.parametrize("num_return_sequences", [1, 2])
+def test_several_rows(kind: str, num_return_sequences: int) -> None:
+    """No mask can say that rows differ, so they stay level, behind a mask of their padding."""
+    target = flash()
+    arguments = {**prompts(3), "max_new_tokens": 30, "num_return_sequences": num_return_sequences}
+    arguments["do_sample"], arguments["top_k"] = num_return_sequences > 1, 1
+    expected = target.generate(**arguments)
+    assert torch.equal(expected, tiny("llama").generate(**arguments))
+    drafters: dict[str, Any] = {
+        "ngram": specdec.NgramDrafter(min_ngram=1),
+        "flash draft": flash(noise=0.02),
+        "sdpa draft": tiny("llama", noise=0.02),
+    }
+    out = specdec.generate(target, **arguments, drafter=drafters[kind], num_draft_tokens=4)
+    assert torch.equal(out, expected)
+
+
+def test_several_rows_of_a_flash_draft() -> None:
+    """The draft's rows must be level, so the target commits what its slowest row accepts."""
+    target, arguments = tiny("llama"), {**prompts(3), "max_new_tokens": 30}
+    out = specdec.generate(
+        target, **arguments, drafter=flash(noise=0.02), num_draft_tokens=4, return_dict_in_generate=True
+    )
+    assert torch.equal(out.sequences, target.generate(**arguments))
+    assert out.speculation.accepted > 0
+    assert len(set(map(len, out.speculation.trace.tokens))) == 1
 
 
 class Fork(specdec.Drafter, specdec.DraftSession):
@@ -136,11 +155,10 @@ class Fork(specdec.Drafter, specdec.DraftSession):
         return specdec.Proposal(tokens=tokens, parents=parents, valid=valid, depth=1, width=2)
 
 
-def test_trees_are_refused() -> None:
-    with pytest.raises(specdec.UnsupportedModelError, match="attn_implementation='sdpa'"):
-        specdec.generate(flash(), **prompts(1), drafter=Fork(), num_draft_tokens=3, max_new_tokens=8)
-
-
-def test_the_refused_tree_works_under_sdpa() -> None:
-    out = specdec.generate(tiny("llama"), **prompts(1), drafter=Fork(), num_draft_tokens=3, max_new_tokens=8)
-    assert torch.equal(out, tiny("llama").generate(**prompts(1), max_new_tokens=8))
+@pytest.mark.parametrize("kind", ["flash", "sdpa"])
+def test_of_a_tree_the_first_chain_is_verified(kind: str) -> None:
+    """No mask can tell branches apart; sdpa, which takes one, verifies all of it."""
+    target = flash() if kind == "flash" else tiny("llama")
+    expected = tiny("llama").generate(**prompts(1), max_new_tokens=8)
+    out = specdec.generate(target, **prompts(1), drafter=Fork(), num_draft_tokens=3, max_new_tokens=8)
+    assert torch.equal(out, expected)

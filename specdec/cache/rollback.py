@@ -1,9 +1,11 @@
-"""RollbackCache for full attention: preallocated, per-row lengths, rollback by changing a number.
+"""RollbackCache: preallocated, per-row lengths, rollback by changing a number, whatever the layers remember.
 
 A committed token lives in the slot of its own position, whatever the padding of the prompt was (windows
 start with a row's first token, so left padding never enters). Slots at and after a row's length are
 free: a rejected chain is forgotten by not advancing the length, and the next window overwrites it. A
-tree writes its nodes to consecutive slots and moves its accepted path, inside the window, at commit.
+tree writes its nodes to consecutive slots and moves its accepted path, inside the window, at commit. Layers
+with a sliding window keep a ring of those slots (sliding.py); recurrent states go back to a snapshot, and a row's
+length with them (recurrent.py).
 """
 
 from __future__ import annotations
@@ -16,33 +18,46 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from specdec.cache.exchange import History, export, load
-from specdec.cache.layers import FullAttentionLayer, Opening, Slots, mark_static
+from specdec.cache.kinds import LayerKind
+from specdec.cache.layers import FullAttentionLayer, NoLayer, Opening, Slots, mark_static
+from specdec.cache.recurrent import HybridLayer, HybridSlidingLayer, RecurrentLayer
+from specdec.cache.sliding import SlidingLayer
 from specdec.errors import OptionError
 
 _GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
 
 
 class RollbackCache(Cache):
-    """A transformers Cache whose rows have lengths of their own and can be rolled back for free.
+    """A transformers Cache whose rows have lengths of their own and can be rolled back.
 
-    One step is `begin(...)`, one or more target forwards with `past_key_values=cache`, `commit(...)`.
+    One step is `begin(...)` and a forward with `past_key_values=cache`, once or several times, then `commit(...)`.
 
     Args:
-        num_layers: attention layers of the model.
+        kinds: what each layer of the model remembers.
         batch_size: rows.
         device: where lengths and slots live (the model's input device).
         capacity: slots to start with; grown geometrically when a window needs more.
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
+        cross: keys and values of an encoder's output.
+        snapshot_bytes: bytes of recurrent states copied so far.
         history: what a finished call left in it; None while decoding.
     """
 
-    def __init__(self, num_layers: int, batch_size: int, device: torch.device, capacity: int = _GRANULE) -> None:
+    def __init__(
+        self, kinds: Sequence[LayerKind], batch_size: int, device: torch.device, capacity: int = _GRANULE
+    ) -> None:
         window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
         self._opening = Opening(batch_size, _round_up(capacity), window)
-        self._attention = [FullAttentionLayer(self._opening) for _ in range(num_layers)]
-        super().__init__(layers=list(self._attention))
+        layers: list[Any] = [_layer(kind, self._opening) for kind in kinds]
+        self._attention = [layer for layer in layers if isinstance(layer, FullAttentionLayer)]
+        self._recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
+        self._sliding = [layer for layer in self._attention if isinstance(layer, SlidingLayer)]
+        super().__init__(layers=layers)
+        self.cross = DynamicCache()  # an encoder's keys and values, the same at every step
+        self.snapshot_bytes = 0
+        self._covered = [0]  # tokens a row behind each snapshot of the open window, and behind its last forward
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         mark_static(self.lengths)
         self._history: History | None = None
@@ -71,26 +86,78 @@ class RollbackCache(Cache):
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes held by keys and values."""
-        return sum(
-            buffer.numel() * buffer.element_size()
-            for layer in self._attention
-            for buffer in (layer.keys, layer.values)
-            if buffer is not None
-        )
+        """Bytes held by keys, values and states."""
+        buffers = [b for layer in self._attention for b in (layer.keys, layer.values) if b is not None]
+        return sum(b.numel() * b.element_size() for b in buffers) + sum(r.state_bytes for r in self._recurrent)
 
-    def begin(self, slots: Tensor, extent: int, level: bool = False) -> None:
-        """Opens a window: the next forward writes its W tokens to `slots` and attends to `extent` slots.
+    @property
+    def is_linear(self) -> list[bool]:
+        """Layers that have states and no attention."""
+        return [isinstance(x, RecurrentLayer) and not isinstance(x, FullAttentionLayer) for x in self.layers]
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Layers that remember nothing."""
+        return [isinstance(layer, NoLayer) for layer in self.layers]
+
+    def begin(
+        self,
+        slots: Tensor,
+        extent: int,
+        level: bool = False,
+        committed: Tensor | None = None,
+        is_kept: bool = False,
+    ) -> None:
+        """Opens a window, or goes on with the open one: the next forward writes its W tokens to `slots`.
 
         Args:
-            slots: [B, W] int64, distinct within a row, at or after the row's length.
-            extent: upper bound of all slots in use, known on the host (no sync here).
+            slots: [B, W] int64, consecutive, the first at or after the row's length.
+            extent: slots that attention covers; an upper bound of all in use, known on the host (no sync here).
             level: all rows write to the last W slots of the extent, as the host knows; written as a slice.
+            committed: [B] int64 how many of the tokens are committed already, where all others are padding.
+            is_kept: nothing of the window will be rejected, so that states need no snapshot.
         """
         if extent > self.capacity:
             self._grow(extent)
         opening = self._opening
+        if not opening.is_open:
+            self._covered = [0]
         opening.slots, opening.extent, opening.level, opening.is_open = Slots(slots), extent, level, True
+        opening.committed = committed
+        for sliding in self._sliding:
+            sliding.make_room(torch.cat([self.lengths, self._aside_lengths]))
+        if not self._recurrent:
+            return
+        if is_kept and len(self._covered) == 1:
+            self._covered = [self._covered[0] + slots.shape[1]]
+            return
+        for layer in self._recurrent:
+            self.snapshot_bytes += layer.take_snapshot()
+        self._covered.append(self._covered[-1] + slots.shape[1])
+
+    def key_slots(self, window: int) -> Tensor:
+        """[B or 1, K] the slots of the keys that layers of this sliding window attend to; negative where there is none.
+
+        To be asked between `begin` and the forward.
+        """
+        return next(layer.key_slots() for layer in self._sliding if layer.window == window)
+
+    def is_ring(self, window: int) -> bool:
+        """The keys of layers of this sliding window do not stand in order, or not all of them."""
+        opening = self._opening
+        layer = next(layer for layer in self._sliding if layer.window == window)
+        is_start = opening.extent == opening.width  # the text's own beginning passes by an empty ring
+        return opening.extent > layer.size and not (is_start and not layer.is_initialized)
+
+    def retained(self, num_kept: Sequence[int]) -> list[int]:
+        """What `commit` of so many tokens a row adds to the rows' lengths.
+
+        All of them where every layer is attention. A recurrent state covers whole forwards only: the rest of what is
+        kept must be fed again.
+        """
+        if not self._recurrent:
+            return list(num_kept)
+        return [max(c for c in self._covered if c <= kept or c == self._covered[0]) for kept in num_kept]
 
     def commit(self, num_kept: Tensor, keep: Tensor | None = None) -> None:
         """Closes the window: `num_kept` [B] of its tokens become part of the row, the rest is forgotten.
@@ -110,8 +177,19 @@ class RollbackCache(Cache):
             for layer in self._attention:
                 if layer.is_initialized:
                     layer.move(*moved)
+        if len(self._covered) > 1:
+            num_kept = self._restore_states(num_kept)
         self.lengths.add_(num_kept)
         self._opening.is_open = False
+
+    def _restore_states(self, num_kept: Tensor) -> Tensor:
+        """Each row's states as of the latest forward that it keeps wholly; returns the tokens [B] up to there."""
+        covered = torch.tensor(self._covered, device=num_kept.device)
+        chosen = (covered <= num_kept[:, None]).sum(1) - 1  # [B]
+        for layer in self._recurrent:
+            layer.choose(chosen)
+            layer.snapshots.clear()
+        return covered[chosen]
 
     def select_rows(self, rows: Tensor) -> None:
         """Rows leave, repeat or permute: row i becomes old row rows[i] ([R] int64)."""
@@ -127,6 +205,10 @@ class RollbackCache(Cache):
         for layer in self._attention:
             if layer.is_initialized:
                 layer.select_rows(rows, extent)
+        for states in self._recurrent:
+            states.select_states(rows)
+        if self.cross.layers:
+            self.cross.batch_select_indices(rows)
         self._opening.batch_capacity = max(self._opening.batch_capacity, len(rows))
         self.lengths = self.lengths[rows]
         self._active = list(range(len(rows)))
@@ -213,6 +295,18 @@ class RollbackCache(Cache):
         )
 
     crop = reset = reorder_cache = batch_repeat_interleave = batch_select_indices = _refused
+
+
+def _layer(kind: LayerKind, opening: Opening) -> Any:
+    if kind.num_states:
+        if not kind.attention:
+            return RecurrentLayer(kind.num_states)
+        if kind.window is None:
+            return HybridLayer(opening, kind.num_states)
+        return HybridSlidingLayer(opening, kind.window, kind.num_states)
+    if not kind.attention:
+        return NoLayer()
+    return FullAttentionLayer(opening) if kind.window is None else SlidingLayer(opening, kind.window)
 
 
 def _round_up(slots: int) -> int:
