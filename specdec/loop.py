@@ -252,10 +252,11 @@ class Decoding:
         if not state.sampler.do_sample:
             acceptance = greedy(scores, proposal)
         else:
-            # Block verification accepts a draft as a whole: cutting what it accepted would bias it.
-            is_block = self.rule == "block" and proposal.is_chain and not self._is_levelled
-            acceptance = (block if is_block else rejection)(scores.softmax(-1), proposal, state.coins())
-        return (acceptance.levelled(proposal) if self._is_levelled else acceptance), scores
+            rule = block if self.rule == "block" and proposal.is_chain else rejection
+            acceptance = rule(scores.softmax(-1), proposal, state.coins())
+        if self._is_levelled:
+            acceptance = acceptance.cut(proposal, acceptance.num_accepted.min())
+        return acceptance, scores
 
     def _account(self, num_drafted: list[int], num_accepted: list[int], width: int, drafting_done: float) -> None:
         """Counts the round and tells the controller what it cost."""

@@ -169,24 +169,21 @@ class Acceptance:
     num_accepted: Tensor  # [B] int64
     next_token: Tensor  # [B] int64, the recovered or bonus token; -1 if p was not a distribution
 
-    def levelled(self, proposal: Proposal) -> Acceptance:
-        """What all rows accepted equally far, for rows that must stay level; of chains.
+    def cut(self, proposal: Proposal, most: Tensor) -> Acceptance:
+        """The same, ended after `most` accepted tokens ([B] or scalar int64) of a chain at the latest.
 
-        A row that accepted more commits as many tokens as the others: its next one is the draft token that it had
-        accepted there. Token by token that is as if its proposal had ended there, so the output's law stays the
-        target's; the rule must be one that accepts token by token (greedy, rejection).
+        A row that accepted more commits one of them as its next token. The output's law stays the target's if `most`
+        does not depend on the row's own tokens: the beginning of an output with that law has it, too.
         """
         if proposal.num_nodes == 0:
             return self
-        fewest = self.num_accepted.min()
-        steps = torch.arange(self.path.shape[1], device=self.path.device)
-        beyond = proposal.tokens.gather(1, self.path.clamp(min=0))
-        beyond = beyond.gather(1, fewest.clamp(max=len(steps) - 1).expand(len(beyond), 1))[:, 0]
-        return Acceptance(
-            torch.where(steps < fewest, self.path, -1),
-            fewest.expand_as(self.num_accepted),
-            torch.where(self.num_accepted > fewest, beyond, self.next_token),
-        )
+        num_accepted = torch.minimum(self.num_accepted, most)
+        depth = self.path.shape[1]
+        drafted = proposal.tokens.gather(1, self.path.clamp(min=0))
+        beyond = drafted.gather(1, num_accepted.clamp(max=depth - 1)[:, None])[:, 0]
+        is_kept = torch.arange(depth, device=self.path.device) < num_accepted[:, None]
+        next_token = torch.where(self.num_accepted > num_accepted, beyond, self.next_token)
+        return Acceptance(torch.where(is_kept, self.path, -1), num_accepted, next_token)
 
     def tokens(self, proposal: Proposal) -> Tensor:
         """The committed tokens [B, D + 1]: accepted ones, then next_token; what follows is undefined."""

@@ -71,6 +71,26 @@ def tree_id(value: object) -> str:
     return getattr(value, "__name__", str(value))
 
 
+def cut_at(rule: Rule, most: int) -> Rule:
+    """A round in which another row of the batch accepted `most` tokens, and all rows must stay level."""
+
+    def cut(probs: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
+        return rule(probs, proposal, coins).cut(proposal, torch.tensor(most))
+
+    return cut
+
+
+@pytest.mark.parametrize("most", range(4))
+@pytest.mark.parametrize("label", ["sampled", "argmax"])
+@pytest.mark.parametrize(("length", "vocab_size"), [(1, 3), (2, 4), (3, 2), (3, 3)])
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_that_stay_level(length: int, vocab_size: int, label: str, most: int, rule: str) -> None:
+    """What the slowest row accepted ends the others' rounds as well: exact wherever it ends them."""
+    p, q = random_tables(length, vocab_size, length)
+    drafted = draft(q, chain(length), top_k if label == "argmax" else iid)
+    assert bias(cut_at(RULES[rule], most), p, drafted) < EXACT
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("label", ["sampled", "argmax", "sampled, q withheld"])
 @pytest.mark.parametrize("vocab_size", [2, 3, 4])
