@@ -2,7 +2,8 @@
 
 from specdec.attach import Attachment, attached
 from specdec.bundled import bundled_pair, bundled_prompts
-from specdec.decode import SpeculativeOutput
+from specdec.capabilities import Capabilities, capabilities
+from specdec.decode import SpeculativeEncoderDecoderOutput, SpeculativeOutput
 from specdec.drafters import Drafter, DraftSession, ModelDrafter, NgramDrafter
 from specdec.errors import (
     DrafterError,

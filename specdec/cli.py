@@ -1,4 +1,4 @@
-"""The command line: `specdec generate` writes with a draft, times it against plain decoding, compares."""
+"""The command line: `specdec generate` writes with a draft, times it and compares; `specdec check` asks a model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from transformers.utils import logging as hf_logging
 
 from specdec.arbitrate import first_divergence
 from specdec.bundled import bundled_pair, bundled_prompts
+from specdec.capabilities import capabilities
+from specdec.check import load, summary, table
 from specdec.decode import SpeculativeOutput
 from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, SpecdecError
@@ -240,6 +242,34 @@ def generate(
     except (SpecdecError, OSError, ValueError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def check(
+    model: Annotated[str | None, typer.Argument(help="Model directory or hub id; bundled if omitted.")] = None,
+    dtype: Annotated[str, typer.Option(help=_DTYPE_HELP)] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    attention: Annotated[str | None, typer.Option(help="eager, sdpa, ...; the model's own if omitted.")] = None,
+) -> None:
+    """Says what a model's memory allows: trees, chains, batches, or nothing; as target or as draft."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    if dtype not in ("auto", *_DTYPES):
+        raise typer.BadParameter(f"--dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
+    wanted = _DTYPES.get(dtype) or native_dtype(device)
+    try:
+        loaded = bundled_pair(wanted)[0] if model is None else load(model, wanted, attention)
+        found = capabilities(_placed(loaded, device))
+    except (SpecdecError, OSError, ValueError) as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+    console = Console(highlight=False)
+    dtype_name = str(found.dtype).removeprefix("torch.")
+    console.print(Text(f"{found.model}, {dtype_name}, {found.attention} attention", style="bold"))
+    console.print(table(found))
+    console.print(summary(found))
+    if found.layout is None:
+        raise typer.Exit(1)
 
 
 def _run(

@@ -13,14 +13,13 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from specdec.cache import LayerKind
 from specdec.cache.exchange import columns
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import Drafter, DraftSession
 from specdec.errors import InputError, UnsupportedOptionError
 from specdec.inputs import Prompt, read_prompt
-from specdec.loop import Committed, Decoding
-from specdec.memory import close_memory, opened_memory
+from specdec.loop import ADVANCE_WINDOW, Committed, Decoding
+from specdec.memory import check_past, close_memory, keeps_memory, opened_memory
 from specdec.options import Call, check_config
 from specdec.probe import probe
 from specdec.processors import check_own
@@ -107,11 +106,8 @@ def decode(
     check_layout(runner, prompt)
     drafter = _fitting(runner, call.drafter)
     keeps = keeps_memory(runner)
-    if past is not None and not keeps:
-        raise UnsupportedOptionError(
-            f"past_key_values cannot be taken over for {type(runner.model).__name__}, whose memory is not full "
-            "attention alone: leave it out, and give the whole text as the prompt."
-        )
+    if past is not None:
+        check_past(runner)
     keep_rows = keeps and (past is not None or (returns_all and config.use_cache is not False))
     with opened_memory(runner, prompt, past, keep_rows) as (memory, prompt):
         seen = list(memory.seen)
@@ -131,6 +127,7 @@ def decode(
             prompt.extra,
             recorder if recorder.wanted else None,
             config.prefill_chunk_size,
+            ADVANCE_WINDOW,
         )
         new = decoding.run()
         if keep_rows:
@@ -185,11 +182,6 @@ def check_layout(runner: ModelRunner, prompt: Prompt) -> None:
             f"{name} is recurrent, so prompts of different lengths are fed in parts, which {sorted(prompt.extra.once)} "
             "forbid: give prompts of one length, or one a call."
         )
-
-
-def keeps_memory(runner: ModelRunner) -> bool:
-    """A finished call's cache can be returned: all of it can be cut to any length."""
-    return not runner.layout.level and not runner.is_encoder_decoder and all(k == LayerKind() for k in runner.kinds)
 
 
 def _fitting(runner: ModelRunner, drafter: Drafter | None) -> Drafter | None:

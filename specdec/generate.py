@@ -22,6 +22,7 @@ from specdec.decode import OnCommit, OnFinish, Output, Prepared, decode
 from specdec.drafters import Drafter, ModelDrafter
 from specdec.errors import InputError, OptionError
 from specdec.loop import Rule
+from specdec.memory import check_past
 from specdec.options import Call, check_config, check_sharding, read_call
 from specdec.streaming import ended
 from specdec.target import ModelRunner
@@ -125,6 +126,8 @@ class SpeculativeDecoder:
             moved = {n: v.to(runner.device) if isinstance(v, Tensor) else v for n, v in call.kwargs.items()}
             # The user's own cache is updated in place, as transformers would.
             past = kwargs.get("past_key_values")
+            if past is not None or kwargs.get("cache_params") is not None:
+                check_past(runner)
 
             def hook(
                 _: PreTrainedModel,

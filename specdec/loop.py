@@ -179,7 +179,7 @@ class Decoding:
             # at the bound, so that its window is kept whole and its states move on.
             pending = [n - s for n, s in zip(state.host_ends(self.target.layout.level), seen, strict=True)]
             longest = max(pending)
-            width = longest if longest > self.advance_window else longest + asked
+            width = longest if longest - 1 > self.advance_window else longest + asked
             limit = [min(most, width - p) for most, p in zip(limit, pending, strict=True)]
         if max(limit) <= 0:
             return nothing, limit

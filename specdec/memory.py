@@ -10,14 +10,29 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from specdec.cache import RollbackCache
+from specdec.cache import LayerKind, RollbackCache
 from specdec.cache.exchange import History, check_dynamic, columns, num_rows
-from specdec.errors import InputError, OptionError
+from specdec.errors import InputError, OptionError, UnsupportedOptionError
 from specdec.inputs import Prompt
 from specdec.loop import Memory
 from specdec.target import ModelRunner
 from specdec.types import Proposal
 from specdec.window import build_window
+
+
+def keeps_memory(runner: ModelRunner) -> bool:
+    """A finished call's cache can be returned, and taken up again: all of it can be cut to any length."""
+    is_whole = all(kind == LayerKind() for kind in runner.kinds)
+    return is_whole and not runner.layout.level and not runner.attends_to_encoder
+
+
+def check_past(runner: ModelRunner) -> None:
+    """Raises UnsupportedOptionError where no call can begin with a cache."""
+    if not keeps_memory(runner):
+        raise UnsupportedOptionError(
+            f"past_key_values cannot be taken over for {type(runner.model).__name__}, whose memory is not full "
+            "attention alone, or whose rows must be level: leave it out, and give the whole text as the prompt."
+        )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ ROOMS = [
     ["bundled", "arbitrate", "generate"],
     ["attach"],
     ["__init__"],
+    ["check"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

@@ -75,7 +75,9 @@ def layer_kinds(config: Any, name: str) -> tuple[LayerKind, ...]:
         window = made.sliding_window if isinstance(layer, _WINDOWED) else None
         states = made.number_of_states if isinstance(layer, _RECURRENT) else 0
         kinds.append(LayerKind(isinstance(layer, _ATTENTION), window, states))
-    return tuple(kinds)
+    # Whisper's decoder without its encoder is still counted by the encoder's layers.
+    missing = (getattr(config, "decoder_layers", None) or 0) - len(kinds)
+    return tuple(kinds + kinds[-1:] * missing)
 
 
 def _unknown(name: str, what: str) -> UnsupportedModelError:
