@@ -197,7 +197,7 @@ class _Text:
         roots = [p - 1 for p in pending]
         keep = kept_logits(roots, window.tokens.shape[1], proposal.num_nodes)
         output = self.runner.forward(window, self.cache, keep, self.prompt)
-        logits = at_nodes(output.logits, keep, roots, proposal.num_nodes).float()
+        logits = _precise(at_nodes(output.logits, keep, roots, proposal.num_nodes))
         for row, length in enumerate(self.state.host_lengths):
             for depth, node in enumerate([-1, *path]):
                 self.compared.append((logits[row, node + 1], self.plain[length - 1 + depth]))
@@ -213,7 +213,12 @@ class _Text:
         if self.prompt is not None and self.prompt.encoded is not None:
             inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.prompt.encoded.hidden[:1])
         logits: Tensor = uncompiled_call(self.runner.model)(**inputs, use_cache=False, return_dict=True).logits
-        return logits[0].float()
+        return _precise(logits[0])
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _encoded(runner: ModelRunner) -> PromptInputs | None:

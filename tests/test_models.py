@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pathlib
 import re
 from functools import cache
 from typing import Any
@@ -16,9 +17,11 @@ from families import ARCHITECTURES, NEW_TOKENS, family, inputs
 from models import prompts
 from torch import Tensor
 from transformers import LogitsProcessorList, WhisperForCausalLM
+from typer.testing import CliRunner
 
 import specdec
 from specdec import decode as decoding
+from specdec.cli import app
 
 WORKING = families.names("attention", "sliding", "moe", "recurrent", "encoder-decoder")
 LEVEL = {"bloom", "falcon_alibi", "t5", "bart"}  # a round ends where the slowest row's does
@@ -246,3 +249,48 @@ def test_pending_tokens_are_bounded(name: str, advance_window: int, monkeypatch:
     longest = inputs(name, 1)["input_ids"].shape[1]
     assert max(widths) <= max(longest, advance_window + 1 + 4 + 4)
     assert stats.refed_tokens > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_page_says_what_the_probe_finds(name: str) -> None:
+    """docs/models.md has a row for every family, with the drafts and batches that its model admits."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    (row,) = re.findall(rf"^\| {name} \|.*$", page, re.MULTILINE)
+    found = specdec.capabilities(family(name))
+    assert [cell.strip() for cell in row.split("|")][-3:-1] == [found.drafts, found.batches]
+    assert (found.reason is not None) == (found.drafts == "refused") == (name in REFUSED)
+
+
+def test_capabilities_change_nothing() -> None:
+    """Neither the model, its config, nor the global generator."""
+    model = family("falcon_h1")
+    config, state = copy.deepcopy(model.config.to_dict()), torch.get_rng_state()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    specdec.capabilities(model)
+    assert model.config.to_dict() == config
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "drafts", "status"),
+    [
+        ("gemma2", "trees of drafts", 0),
+        ("mamba", "no drafts", 0),
+        ("t5", "slowest row", 0),
+        ("recurrent_gemma", "why", 1),
+    ],
+)
+def test_check_command(name: str, drafts: str, status: int, tmp_path: pathlib.Path) -> None:
+    family(name).save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "--dtype", "float32"])
+    assert result.exit_code == status, result.output
+    assert drafts in result.output
+    assert type(family(name)).__name__ in result.output
+
+
+def test_check_command_says_what_is_wrong(tmp_path: pathlib.Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "error:" in result.output
+    assert CliRunner().invoke(app, ["check", "--dtype", "float8"]).exit_code == 2
