@@ -9,20 +9,23 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 13, 12),
-    ("attach", "for code that calls target.generate()", 0, 12, 12),
-    ("generate", "the drop-in edge", 0, 11, 4),
-    ("arbitrate", "bug or near-tie?", 4, 11, 4),
-    ("bundled", "the pair, the prompts", 8, 11, 4),
-    ("decode", "one prepared call: parts in, transformers' output out", 0, 10, 12),
-    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 9, 12),
-    ("inputs", "every form of a prompt, as the loop wants it", 0, 8, 12),
-    ("options", "every argument: honoured, mapped or refused", 0, 7, 8),
-    ("checks", "bad prompts", 8, 7, 4),
-    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 6, 12),
-    ("drafters", "only propose", 0, 5, 6),
-    ("controller", "how many tokens to draft", 6, 5, 6),
-    ("probe", "can this model be rolled back?", 0, 4, 12),
+    ("cli", "the command line", 0, 14, 8),
+    ("check", "capabilities, for people", 8, 14, 4),
+    ("attach", "for code that calls target.generate()", 0, 13, 12),
+    ("generate", "the drop-in edge", 0, 12, 4),
+    ("arbitrate", "bug or near-tie?", 4, 12, 4),
+    ("bundled", "the pair, the prompts", 8, 12, 4),
+    ("decode", "one prepared call: parts in, transformers' output out", 0, 11, 12),
+    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 10, 12),
+    ("inputs", "every form of a prompt, as the loop wants it", 0, 9, 12),
+    ("options", "every argument: honoured, mapped or refused", 0, 8, 8),
+    ("checks", "bad prompts", 8, 8, 4),
+    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 7, 12),
+    ("drafters", "only propose", 0, 6, 6),
+    ("controller", "how many tokens to draft", 6, 6, 6),
+    ("probe", "how can this model be rolled back?", 0, 5, 8),
+    ("capabilities", "the same, asked by users", 8, 5, 4),
+    ("feeding", "what comes before a round's window", 0, 4, 12),
     ("target", "one forward of one model", 0, 3, 4),
     ("state", "tokens, rows", 4, 3, 2.6),
     ("recording", "scores, logits", 6.6, 3, 2.7),
@@ -54,10 +57,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 13.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 14.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
     axes.text(12.75, 7, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 14.1))
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 15.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 
