@@ -9,9 +9,9 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 14, 8),
-    ("check", "capabilities, for people", 8, 14, 4),
-    ("attach", "for code that calls target.generate()", 0, 13, 12),
+    ("cli", "the command line", 0, 14, 12),
+    ("attach", "for code that calls target.generate()", 0, 13, 8),
+    ("check", "capabilities, for people", 8, 13, 4),
     ("generate", "the drop-in edge", 0, 12, 4),
     ("arbitrate", "bug or near-tie?", 4, 12, 4),
     ("bundled", "the pair, the prompts", 8, 12, 4),
@@ -21,10 +21,10 @@ ROOMS = [
     ("options", "every argument: honoured, mapped or refused", 0, 8, 8),
     ("checks", "bad prompts", 8, 8, 4),
     ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 7, 12),
-    ("drafters", "only propose", 0, 6, 6),
-    ("controller", "how many tokens to draft", 6, 6, 6),
-    ("probe", "how can this model be rolled back?", 0, 5, 8),
-    ("capabilities", "the same, asked by users", 8, 5, 4),
+    ("drafters", "only propose", 0, 6, 4),
+    ("controller", "how many tokens to draft", 4, 6, 4),
+    ("capabilities", "what may a model do?", 8, 6, 4),
+    ("probe", "how can this model be rolled back?", 0, 5, 12),
     ("feeding", "what comes before a round's window", 0, 4, 12),
     ("target", "one forward of one model", 0, 3, 4),
     ("state", "tokens, rows", 4, 3, 2.6),
