@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import families
 import pytest
 import torch
 from models import ARCHITECTURES, VOCAB_SIZE, prompts, tiny
@@ -30,6 +31,24 @@ def test_greedy_equality(architecture: str, shape: str, batch_size: int) -> None
     assert torch.equal(out.sequences, expected)
     assert out.speculation.accepted > 10
     assert out.speculation.rounds < NEW_TOKENS - 1  # rows that accept different amounts were stepped together
+
+
+OTHERS = ["mistral", "gemma2", "gpt_oss", "deepseek_v3", "mamba2", "falcon_h1", "bloom", "falcon_alibi"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("shape", [*SHAPES, "wide"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_memory(name: str, shape: str, batch_size: int) -> None:
+    """Also a tree that is wider than a sliding layer's ring; of a recurrent or level row the first branch counts."""
+    parents = SHAPES.get(shape) or [-1] * 20 + [0, 7, 19, 20, 21]
+    target, inputs = families.family(name), families.inputs(name, batch_size)
+    arguments = {**inputs, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    expected = target.generate(**arguments)
+    drafter = ScriptedTreeDrafter(parents, unpadded(expected, inputs["attention_mask"]), VOCAB_SIZE, luck=0.7)
+    out = specdec.generate(target, **arguments, drafter=drafter, num_draft_tokens=8, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, expected)
+    assert out.speculation.accepted > 0 or batch_size > 1 or shape == "wide"
 
 
 def test_a_processor_sees_the_path_to_its_own_node() -> None:
