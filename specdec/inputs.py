@@ -17,7 +17,7 @@ from transformers.generation import utils as hf
 from specdec.checks import check_ids, check_padding
 from specdec.errors import InputError, UnsupportedOptionError
 from specdec.prompt import Encoded, PromptInputs, left_aligned
-from specdec.target import ModelRunner
+from specdec.target import ModelRunner, parameters
 
 # Prepared by transformers for its own loop; ours makes its own of them.
 _OWN = frozenset(
@@ -110,8 +110,12 @@ def _decoder_inputs(
     inputs: Tensor | None = model_kwargs.get("inputs_tensor")
     if inputs is not None and len(inputs) < batch_size:  # transformers repeats the encoder's output, not its input
         inputs = inputs.repeat_interleave(batch_size // len(inputs), dim=0)
+    if inputs is not None and not inputs.is_floating_point() and bool((inputs < 0).any()):
+        inputs = None  # transformers' stand-in where the user gave encoder_outputs=
     encoded = Encoded(outputs[0], mask, inputs)
-    taken = {"encoder_outputs", "attention_mask", "inputs_tensor"}
+    model: Any = runner.model
+    taken = {"encoder_outputs", "attention_mask", "inputs_tensor", *parameters(model.get_encoder().forward)}
+    taken -= {"past_key_values", "use_cache"}
     rest = {n.removeprefix("decoder_"): v for n, v in model_kwargs.items() if n not in taken}
     for name in ("head_mask", "cross_attn_head_mask"):
         if rest.get(name) is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -148,7 +149,7 @@ class Decoding:
             if self._prefilling:
                 whole = self.prompt is not None and self.prompt.once  # images belong to one forward
                 chunk = None if whole else self.prefill_chunk
-                seen = feed_ahead(self.target, cache, state, seen, lambda w: self._forward(w, cache, keep=1), chunk)
+                seen = feed_ahead(self.target, cache, state, seen, partial(self._feed, cache), chunk)
             proposal, limit = self._propose(seen)
             seen = self._step(cache, seen, proposal, limit)
             self._prefilling = False
@@ -161,6 +162,12 @@ class Decoding:
     def _forward(self, window: Window, cache: RollbackCache, keep: int | Sequence[int]) -> TargetOutput:
         hidden = self.recorder is not None and self.recorder.keeps_hidden
         return self.target.forward(window, cache, keep, self.prompt, is_prompt=self._prefilling, hidden_states=hidden)
+
+    def _feed(self, cache: RollbackCache, window: Window) -> None:
+        """A part of the prompt, before the round that ends it."""
+        output = self._forward(window, cache, keep=1)
+        if self.recorder is not None and output.hidden_states is not None:
+            self.recorder.add_hidden(self.state.host_requests, output.hidden_states, _prompt_slots(window))
 
     def _propose(self, seen: list[int]) -> tuple[Proposal, list[int]]:
         """The round's proposal, nothing before the prompt is prefilled; and what each row may use of it."""
@@ -299,8 +306,8 @@ class Decoding:
         if output.hidden_states is None:
             return
         places = window.num_pending[:, None] - 1 + path
-        pending = window.num_pending.tolist() if self._prefilling else []
-        slots = [torch.arange(n) for n in pending] or [p[:c] for p, c in zip(places, counts, strict=True)]
+        drafted = [p[:c] for p, c in zip(places, counts, strict=True)]
+        slots = _prompt_slots(window) if self._prefilling else drafted
         recorder.add_hidden(requests, output.hidden_states, slots)
 
     def _publish(self, host_new: list[list[int]], num_accepted: Sequence[int], num_drafted: Sequence[int]) -> list[int]:
@@ -335,6 +342,14 @@ class Decoding:
             if self.prompt is not None:
                 self.prompt = self.prompt.select_rows(index)
         return staying
+
+
+def _prompt_slots(window: Window) -> list[Tensor]:
+    """Each row's committed tokens in a window of the prompt, padding in front left out."""
+    first = torch.zeros_like(window.num_pending)
+    if window.columns is not None:
+        first = ((~window.columns).sum(1) - window.slots[:, 0]).clamp(min=0)
+    return [torch.arange(a, b) for a, b in torch.stack([first, window.num_pending], 1).tolist()]
 
 
 def _in_tree(path: Tensor, nodes: Tensor) -> Tensor:

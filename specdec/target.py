@@ -80,6 +80,9 @@ class ModelRunner:
         self.kinds = layer_kinds(config, type(model).__name__)
         self.num_layers: int = len(self.kinds)
         self.replays = any(kind.num_states for kind in self.kinds)
+        self._windows = {kind.window for kind in self.kinds if kind.window is not None}
+        self._is_mixed = any(kind.attention and kind.window is None for kind in self.kinds) and bool(self._windows)
+        self._attends = any(kind.attention for kind in self.kinds)
         self.layouts = _layouts(config, f"{self.prefix}position_ids" in names, self.replays)
         self.layout = self.layouts[0]
         self.vocab_size: int = config.vocab_size
@@ -165,21 +168,16 @@ class ModelRunner:
 
     def _mask(self, window: Window, cache: RollbackCache) -> Tensor | dict[str, Tensor | None] | None:
         """The attention mask in the form that the model takes; None where plain causal attention is right."""
-        if not any(kind.attention for kind in self.kinds) and not self.layout.level:
-            return None
         if self.layout.level:
             return None if window.columns is None else window.columns.long()
-        windows = {kind.window for kind in self.kinds if kind.window is not None}
-        if window.mask is None and not any(map(cache.is_ring, windows)):
+        if not self._attends or (window.mask is None and not any(map(cache.is_ring, self._windows))):
             return None
         full = None if window.mask is None else to_additive(window.mask, self.dtype)
-        if not windows:
+        if not self._windows:
             return full
-        (size,) = windows
+        (size,) = self._windows
         sliding = to_additive(sliding_mask(window, cache.key_slots(size), size), self.dtype)
-        if all(kind.window is not None for kind in self.kinds if kind.attention):
-            return sliding
-        return {"full_attention": full, "sliding_attention": sliding}
+        return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
 
 
 def kept_logits(roots: Sequence[int], width: int, num_nodes: int) -> int | list[int]:

@@ -294,3 +294,48 @@ def test_check_command_says_what_is_wrong(tmp_path: pathlib.Path) -> None:
     assert result.exit_code == 2
     assert "error:" in result.output
     assert CliRunner().invoke(app, ["check", "--dtype", "float8"]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba2", "falcon_h1", "gemma2", "mamba"])
+def test_hidden_states_of_ragged_prompts(name: str) -> None:
+    """Prompts that are fed in parts, or behind padding, show the states that transformers shows."""
+    arguments = {**inputs(name, 3), "max_new_tokens": 12, "return_dict_in_generate": True, "output_hidden_states": True}
+    expected = family(name).generate(**arguments)
+    out = specdec.generate(family(name), **arguments, drafter=drafter("model", name), num_draft_tokens=4)
+    assert torch.equal(out.sequences, expected.sequences)
+    mask = inputs(name, 3)["attention_mask"].bool()
+    for step, (ours, theirs) in enumerate(zip(out.hidden_states, expected.hidden_states, strict=True)):
+        for one, two in zip(ours, theirs, strict=True):
+            seen = mask if step == 0 else torch.ones(3, 1, dtype=torch.bool)
+            torch.testing.assert_close(one[seen], two[seen], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["recurrent_gemma", "xlstm"])
+def test_training_mode_excuses_nothing(name: str) -> None:
+    """Without dropout there is an output to be equal to."""
+    model = copy.deepcopy(family(name)).train()
+    with pytest.raises(specdec.UnsupportedModelError):
+        specdec.generate(model, prompts(1)["input_ids"], max_new_tokens=4)
+
+
+def test_other_inputs_of_an_encoder() -> None:
+    """Embeddings, or what the encoder has made already."""
+    target, given = family("t5"), inputs("t5", 3)
+    embeds = target.get_input_embeddings()(given["input_ids"])
+    encoded = target.get_encoder()(**given)
+    for other in ({"inputs_embeds": embeds}, {"encoder_outputs": encoded}):
+        arguments = {**other, "attention_mask": given["attention_mask"], "max_new_tokens": 20}
+        expected = target.generate(**arguments)
+        assert torch.equal(specdec.generate(target, **arguments, drafter=family("llama")), expected)
+        with pytest.raises(specdec.DraftMismatchError, match="input_ids"):
+            specdec.generate(target, **arguments, drafter=family("t5", 0.02))
+
+
+def test_drafts_of_another_family_are_refused() -> None:
+    target = family("whisper")
+    with pytest.raises(specdec.DraftMismatchError, match="encoder reads"):
+        decode("whisper", 1, specdec.ModelDrafter(family("t5")))
+    config = copy.deepcopy(target.config)
+    config.d_model = 2 * config.d_model
+    with pytest.raises(specdec.DraftMismatchError, match="width"):
+        decode("whisper", 1, specdec.ModelDrafter(WhisperForCausalLM(config).to(target.dtype).eval()))

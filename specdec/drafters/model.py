@@ -117,22 +117,17 @@ class ModelSession(DraftSession):
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
         """Feeds the step-th drafted token [B]; logits [B, V] after it."""
-        position = (state.lengths + step - 1)[:, None]
-        layout = self._runner.layout
-        slot = (state.ends(layout.level) + step - 1)[:, None]
+        position = slot = (state.lengths + step - 1)[:, None]
         extent, level = max(lengths) + step, min(lengths) == max(lengths)
-        reach = torch.arange(extent, device=state.device)
-        offsets = state.offsets(layout.level)
-        window = Window(
-            token[:, None],
-            position,
-            slot,
-            torch.ones_like(state.lengths),
-            None if level else reach <= slot[:, :, None],
-            extent,
-            level,
-            columns=None if offsets is None else reach >= offsets[:, None],
-        )
+        mask = columns = None
+        offsets = state.offsets(self._runner.layout.level)
+        if offsets is not None:
+            slot = position + offsets[:, None]
+            columns = torch.arange(extent, device=state.device) >= offsets[:, None]
+        elif not level:
+            mask = torch.arange(extent, device=state.device) <= position[:, :, None]
+        ones = torch.ones_like(state.lengths)
+        window = Window(token[:, None], position, slot, ones, mask, extent, level, columns=columns)
         return self._forward(state, window, keep=1)[:, 0]
 
     def _forward(self, state: DecodeState, window: Window, keep: int | Sequence[int]) -> Tensor:
@@ -213,6 +208,11 @@ class ModelDrafter(Drafter):
                 f"the draft {type(self.model).__name__} has an encoder, and {type(target).__name__} has none whose "
                 "input it could read: use a decoder-only draft."
             )
+        name, other = self.model.main_input_name, target.main_input_name
+        if self._runner.is_encoder_decoder and name != other:
+            raise DraftMismatchError(
+                f"the draft's encoder reads {name} and the target's {other}: use a draft of the target's family."
+            )
         if self.model is target or self._compared:
             return
         if abs(size - target_size) > _MAX_PADDING:
@@ -240,9 +240,19 @@ def _prompt(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:
     if not runner.attends_to_encoder or state.encoded is None:
         return None
     encoded = state.encoded
+    model: Any = runner.model
+    width = getattr(model.config, "d_model", None) or model.config.hidden_size
+    if not runner.is_encoder_decoder and encoded.hidden.shape[-1] != width:
+        raise DraftMismatchError(
+            f"the draft attends to encoder states of width {width}, and the target's have {encoded.hidden.shape[-1]}: "
+            "use a draft that was made for this encoder, or one with an encoder of its own."
+        )
     if runner.is_encoder_decoder:
-        assert encoded.inputs is not None
-        model: Any = runner.model
+        if encoded.inputs is None or encoded.inputs.is_floating_point() != (model.main_input_name != "input_ids"):
+            raise DraftMismatchError(
+                f"the draft has an encoder of its own, which reads {model.main_input_name}, and this call has none: "
+                "give them in place of encoder_outputs or inputs_embeds, or use a decoder-only draft."
+            )
         encoder = model.get_encoder()
         names = parameters(encoder.forward)
         kwargs = {"attention_mask": encoded.mask} if "attention_mask" in names else {}
