@@ -13,8 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 import families
 
 import specdec
-from specdec.capabilities import agrees
-from specdec.probe import tolerance
+from specdec.probe import agrees
 
 HEAD = (
     "architecture", "memory", "one token", "several", "left padding", "4D masks", "row positions", "trees", "drafts",
@@ -28,7 +27,7 @@ def answer(found: specdec.Capabilities, error: float | str | None) -> str:
         return "-"
     if isinstance(error, str):
         return "no (raises)"
-    word = "yes" if agrees(error, tolerance(found.dtype)) else "no"
+    word = "yes" if agrees(error, found.limit) else "no"
     return f"{word} ({error:.0e})"
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.errors import UnsupportedModelError
-from specdec.probe import attempt, choose, tolerance
+from specdec.probe import agrees, attempt, choose, floor, tolerance
 from specdec.target import Layout, ModelRunner
 from specdec.wrapped import unwrap
 
@@ -36,6 +36,7 @@ class Capabilities:
         tree_masks: the same with a tree of drafts.
         ragged_windows: rows of one forward may hold different numbers of tokens.
         state_outside_cache: two texts decoded in turn disturb each other.
+        limit: errors up to this are rounding.
         layout: how specdec lays out its windows; None if it refuses the model.
         reason: why it is refused.
     """
@@ -52,6 +53,7 @@ class Capabilities:
     tree_masks: float | str | None = None
     ragged_windows: bool = False
     state_outside_cache: bool = False
+    limit: float = 0.0
     layout: Layout | None = None
     reason: str | None = None
 
@@ -96,9 +98,8 @@ def capabilities(model: PreTrainedModel) -> Capabilities:
     except UnsupportedModelError as error:
         return Capabilities(name, model.dtype, attention, {}, reason=str(error))
     memory = dict(Counter(kind.name for kind in runner.kinds))
-    rows, one = Layout(trees=False), replace(_EVEN, stepwise=True)
-    limit = tolerance(runner.dtype)
-    alone, together = attempt(runner, one, interrupted=False), attempt(runner, one)
+    rows, alone = Layout(trees=False), floor(runner)
+    limit, together = tolerance(model.dtype, alone), attempt(runner, replace(_EVEN, stepwise=True))
     try:
         layout, reason = choose(runner), None
     except UnsupportedModelError as error:
@@ -116,11 +117,7 @@ def capabilities(model: PreTrainedModel) -> Capabilities:
         tree_masks=None if runner.replays else attempt(runner, Layout()),
         ragged_windows=layout is not None and not layout.level and not runner.replays,
         state_outside_cache=agrees(alone, limit) and not agrees(together, limit),
+        limit=limit,
         layout=layout,
         reason=reason,
     )
-
-
-def agrees(error: float | str | None, limit: float) -> bool:
-    """Is this error mere rounding?"""
-    return isinstance(error, float) and error <= limit

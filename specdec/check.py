@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from specdec.capabilities import Capabilities, agrees
-from specdec.probe import tolerance
+from specdec.capabilities import Capabilities
+from specdec.probe import agrees
 
 _DRAFTS = {
     "trees": "trees of drafts are verified",
@@ -51,7 +51,7 @@ def table(found: Capabilities) -> Table:
         ("tree masks", found.tree_masks),
     )
     for question, error in questions:
-        fits = agrees(error, tolerance(found.dtype))
+        fits = agrees(error, found.limit)
         answer = "not asked" if error is None else "yes" if fits else "no"
         shown = "" if error is None else f"{error:.1e}" if isinstance(error, float) else error.partition(":")[0]
         out.add_row(

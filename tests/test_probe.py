@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from families import family
 from models import ARCHITECTURES, prompts, tiny
 from transformers import (
     GPTNeoConfig,
@@ -124,6 +127,41 @@ def test_longrope_does_not_switch_in_the_middle() -> None:
     with pytest.raises(specdec.InputError, match="longrope"):
         specdec.generate(model, ids, max_new_tokens=10)
     assert specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=6).shape[1] == 16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["mamba", "falcon_mamba", "jamba", "mamba2", "falcon_h1", "zamba2", "gemma2", "bloom", "bart", "whisper"]
+)
+def test_half_precision_is_told_from_a_lost_state(name: str, dtype: torch.dtype) -> None:
+    """The verdict is that of float64, whatever the dtype rounds."""
+    precise, half = family(name), copy.deepcopy(family(name)).to(dtype)
+    assert probing.choose(ModelRunner(half)) == probing.choose(ModelRunner(precise))
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "jamba", "recurrent_gemma"])
+def test_a_state_that_hardly_shows(name: str) -> None:
+    """Default weights make it a thousandth of the logits or less: still no rounding, nor a verdict on other weights."""
+    torch.manual_seed(0)
+    faint = type(family(name))(copy.deepcopy(family(name).config)).eval()
+    if name == "recurrent_gemma":
+        with pytest.raises(specdec.UnsupportedModelError, match="outside its cache"):
+            probing.choose(ModelRunner(faint))
+    else:
+        assert probing.choose(ModelRunner(faint)).stepwise
+
+
+def test_a_recurrent_model_is_probed_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models of one class may lose more or less of their state; two of attention lose none."""
+    probed: list[object] = []
+    monkeypatch.setattr(probing, "choose", lambda runner: probed.append(runner.model) or runner.layouts[0])
+    monkeypatch.setattr(probing, "_found", {})
+    for name, num in (("mamba2", 2), ("llama", 1)):
+        probed.clear()
+        for model in (copy.deepcopy(family(name)), copy.deepcopy(family(name))):
+            for _ in range(2):
+                probing.probe(ModelRunner(model))
+        assert len(probed) == num
 
 
 def test_nan_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
