@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from specdec.decode import OnFinish
 from specdec.drafters import Drafter
@@ -91,7 +91,7 @@ def attached(
     def generate(*args: Any, **kwargs: Any) -> Any:
         if not generate.specdec_active:  # type: ignore[attr-defined]
             return before(*args, **kwargs)
-        named = _by_name(args, kwargs)
+        named = _by_name(before, args, kwargs)
         on_finish = _both(attachment.add, named.pop("on_finish", None))
         try:
             with ended(named.get("streamer"), unless=refused):
@@ -137,9 +137,9 @@ def _both(first: OnFinish, second: OnFinish | None) -> OnFinish:
     return tell
 
 
-def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by name; transformers takes them by position as well."""
-    names = [n for n in inspect.signature(GenerationMixin.generate).parameters if n not in ("self", "kwargs")]
+def _by_name(generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name; transformers takes them by position as well, Whisper in another order."""
+    names = [n for n in inspect.signature(generate).parameters if n not in ("self", "kwargs")]
     if len(args) > len(names):
         raise OptionError(f"generate() takes at most {len(names)} positional arguments, got {len(args)}.")
     given = dict(zip(names, args, strict=False))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from specdec.cache.exchange import columns
@@ -55,7 +55,7 @@ class SpeculativeEncoderDecoderOutput(GenerateEncoderDecoderOutput):
     speculation: SpeculationStats | None = None
 
 
-Output = SpeculativeOutput | SpeculativeEncoderDecoderOutput
+Output = SpeculativeOutput | SpeculativeEncoderDecoderOutput | GenerateEncoderDecoderOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +144,17 @@ def decode(
     lengths = list(map(len, new))
     if runner.is_encoder_decoder:
         outputs: Any = prepared.model_kwargs["encoder_outputs"]
-        return SpeculativeEncoderDecoderOutput(
-            sequences=cast(torch.LongTensor, sequences),
-            scores=cast(Any, recorder.scores(max(lengths), lengths)),
-            logits=cast(Any, recorder.logits(max(lengths), lengths)),
-            encoder_hidden_states=outputs.get("hidden_states") if recorder.keeps_hidden else None,
-            decoder_hidden_states=cast(Any, recorder.hidden_states(_fed(prompt, seen), max(lengths), lengths)),
-            speculation=decoding.stats,
-        )
+        fields: dict[str, Any] = {
+            "sequences": sequences,
+            "scores": recorder.scores(max(lengths), lengths),
+            "logits": recorder.logits(max(lengths), lengths),
+            "encoder_hidden_states": outputs.get("hidden_states") if recorder.keeps_hidden else None,
+            "decoder_hidden_states": recorder.hidden_states(_fed(prompt, seen), max(lengths), lengths),
+        }
+        kind: Any = type(runner.model)
+        if kind.generate is not GenerationMixin.generate:  # Whisper's cuts every field into segments
+            return GenerateEncoderDecoderOutput(**fields)
+        return SpeculativeEncoderDecoderOutput(**fields, speculation=decoding.stats)
     returned = past if past is not None else memory.cache if keep_rows else None
     return SpeculativeOutput(
         sequences=cast(torch.LongTensor, sequences),

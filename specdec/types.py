@@ -91,19 +91,19 @@ class Proposal:
     def first_chain(self) -> tuple[Proposal, Tensor]:
         """The chain of first children, for a memory that holds one branch only, and its nodes [B, depth] in the tree.
 
-        A first child was drawn from its parent's q whatever the law of its siblings is, so q stays right.
+        An eldest child was drawn from its parent's q whatever the law of its siblings is, so q stays right; where it
+        is not there the chain ends, since a younger sibling was drawn from what the elder ones had left.
         """
-        batch_size, num_nodes = self.tokens.shape
-        index = torch.arange(num_nodes, device=self.tokens.device)
-        node = torch.full((batch_size,), -1, device=self.tokens.device)
-        alive = torch.ones_like(node, dtype=torch.bool)
+        node = torch.full_like(self.tokens[:, 0], -1)
+        is_there = torch.ones_like(node, dtype=torch.bool)
         nodes, valid = [], []
         for _ in range(self.depth):
-            is_child = (self.parents == node[:, None]) & self.valid & alive[:, None]
-            alive = is_child.any(1)
-            node = torch.where(is_child, index, num_nodes).amin(1).clamp(max=num_nodes - 1)
+            is_child = self.parents == node[:, None]
+            eldest = is_child.to(torch.int8).argmax(1)  # the first of the largest
+            is_there = is_there & is_child.any(1) & self.valid.gather(1, eldest[:, None])[:, 0]
+            node = eldest
             nodes.append(node)
-            valid.append(alive)
+            valid.append(is_there)
         path = torch.stack(nodes, 1)
         q_index = None if self.q_index is None else self.q_index.gather(1, path)
         chain = Proposal.chain(self.tokens.gather(1, path), torch.stack(valid, 1))
@@ -127,6 +127,11 @@ class Proposal:
                     f"Proposal.{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
                     f"expected {expected} and {dtype}. Build chains with Proposal.chain()."
                 )
+        if self.num_nodes and not (1 <= self.depth <= self.num_nodes and 1 <= self.width <= self.num_nodes):
+            raise DrafterError(
+                f"Proposal.depth={self.depth} and width={self.width} cannot bound a tree of {self.num_nodes} nodes: "
+                "depth is its longest path, width the most children of one parent."
+            )
         if (self.q is None) != (self.law is Law.GIVEN) or (self.q is None) != (self.q_index is None):
             raise DrafterError(
                 f"a proposal of law {self.law.name} came with q={'given' if self.q is not None else None} and "

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import family, inputs
 from models import prompts, tiny
 from transformers import GenerationConfig, LogitsProcessorList, pipeline
 from transformers.generation import TopKLogitsWarper
@@ -188,3 +189,14 @@ def test_custom_generate_refuses_what_it_must() -> None:
     for bad in ({"num_beams": 2}, {"cache_implementation": "offloaded"}, {"prompt_lookup_num_tokens": 3}):
         with pytest.raises(specdec.UnsupportedOptionError):
             TARGET.generate(**INPUTS, max_new_tokens=5, custom_generate=decoder, **bad)
+
+
+def test_whispers_own_order_of_arguments() -> None:
+    """Its generate() takes others by position than transformers' does."""
+    target = family("whisper")
+    given = (inputs("whisper", 1)["input_features"], None, None, None, None, False, None, None, None)
+    expected = target.generate(*given, max_new_tokens=12)
+    with specdec.attached(target, drafter=family("whisper", 0.02)) as attachment:
+        out = target.generate(*given, max_new_tokens=12)
+    assert torch.equal(out, expected)
+    assert attachment.calls == 1

@@ -143,11 +143,9 @@ def test_the_encoder_runs_once(name: str) -> None:
     assert calls == {"encoder": 1, "keys": 1}
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
 def test_encoder_decoder_outputs(name: str) -> None:
     """The output class of transformers, with its scores and the decoder's beginning that the user chose."""
-    if name == "whisper":
-        pytest.skip("its own generate() returns what it wants")
     start = torch.tensor([[family(name).config.decoder_start_token_id, 7, 8]]).expand(2, -1)
     arguments = {"decoder_input_ids": start, "max_new_tokens": 20, "return_dict_in_generate": True}
     arguments |= {"output_scores": True, "output_logits": True, "output_hidden_states": True, "num_return_sequences": 2}
@@ -339,3 +337,57 @@ def test_drafts_of_another_family_are_refused() -> None:
     config.d_model = 2 * config.d_model
     with pytest.raises(specdec.DraftMismatchError, match="width"):
         decode("whisper", 1, specdec.ModelDrafter(WhisperForCausalLM(config).to(target.dtype).eval()))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """The same tensors in the same structure."""
+    if isinstance(one, Tensor):
+        return torch.allclose(one.double(), other.double(), atol=1e-6)
+    if isinstance(one, dict):
+        return all(alike(one[k], other[k]) for k in one.keys() - {"past_key_values"})
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(
+    ("segments", "options"),
+    [
+        (1, {"return_dict_in_generate": True, "output_scores": True}),
+        (1, {"return_timestamps": True}),
+        (1, {"return_timestamps": True, "return_segments": True}),
+        (3, {"return_timestamps": True}),
+    ],
+    ids=["scores", "timestamps", "segments", "long"],
+)
+def test_whisper_decides_what_it_returns(segments: int, options: dict[str, Any]) -> None:
+    """Its own generate() calls the decoder once a segment, and cuts what that returns."""
+    target = copy.deepcopy(family("whisper"))
+    config = target.generation_config
+    config.no_timestamps_token_id, config.is_multilingual, config.eos_token_id = 80, False, 3
+    config.bos_token_id = config.decoder_start_token_id = 1
+    features = torch.cat([inputs("whisper", 2)["input_features"]] * segments, dim=2)
+    arguments = {"input_features": features, "attention_mask": torch.ones(2, features.shape[2]), **options}
+    expected = target.generate(**arguments, max_new_tokens=20)
+    stats: list[specdec.SpeculationStats] = []
+    out = specdec.generate(
+        target, **arguments, max_new_tokens=20, drafter=drafter("model", "whisper"), on_finish=stats.append
+    )
+    assert alike(expected, out)
+    assert len(stats) == segments
+    assert all(s.accepted > 0 for s in stats)
+
+
+def test_whispers_search_for_silence_is_refused() -> None:
+    options = {
+        "return_timestamps": True,
+        "no_speech_threshold": 0.6,
+        "logprob_threshold": -1.0,
+        "temperature": (0.0, 0.2),
+    }
+    target = copy.deepcopy(family("whisper"))
+    config = target.generation_config
+    config.no_timestamps_token_id, config.is_multilingual, config.eos_token_id = 80, False, 3
+    config.bos_token_id = config.decoder_start_token_id = 1
+    with pytest.raises(specdec.UnsupportedOptionError, match="no_speech_threshold"):
+        specdec.generate(target, **inputs("whisper", 2), **options, max_new_tokens=8)

@@ -7,11 +7,13 @@ peaky, zeros, disjoint supports, p = q, one-hot q, one-hot p, nearly equal).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from lossless.oracle import (
     Drafted,
+    OracleCoins,
     Outcomes,
     Pick,
     Rule,
@@ -69,6 +71,30 @@ def depth_of(parents: tuple[int, ...]) -> int:
 
 def tree_id(value: object) -> str:
     return getattr(value, "__name__", str(value))
+
+
+def of_first_children(probs: Tensor, proposal: Proposal, coins: OracleCoins) -> Acceptance:
+    """What a memory that holds one branch verifies of a tree; the coins of other nodes weigh nothing."""
+    chain, nodes = proposal.first_chain()
+    coins.weight *= 0.5 ** (proposal.num_nodes - chain.num_nodes)
+    coins.accepts = coins.accepts[:, : chain.num_nodes]
+    index = F.pad(nodes + 1, (1, 0))
+    there = F.pad(chain.valid, (1, 0), value=True)
+    probs = probs.gather(1, index[:, :, None].expand(-1, -1, probs.shape[2]))
+    acceptance = rejection(torch.where(there[:, :, None], probs, torch.nan), chain, coins)
+    path = torch.where(acceptance.path >= 0, nodes.gather(1, acceptance.path.clamp(min=0)), -1)
+    path = F.pad(path, (0, proposal.depth - path.shape[1]), value=-1)
+    return replace(acceptance, path=path)
+
+
+@pytest.mark.parametrize("pick", PICKS, ids=tree_id)
+@pytest.mark.parametrize("stops", [None, lambda q, node: (q.amax(1) < 0.6) & (node % 2 == 0)], ids=["whole", "gaps"])
+@pytest.mark.parametrize("name", ["2", "3", "2,1", "siblings apart"])
+def test_the_first_branch_of_a_tree(name: str, pick: Pick, stops: Any) -> None:
+    """Exact whatever the law of the siblings that are not looked at, also where the eldest was left out."""
+    parents = TREES[name]
+    p, q = random_tables(len(parents), 2, depth_of(parents))
+    assert bias(of_first_children, p, draft(q, parents, pick, stops)) < EXACT
 
 
 def cut_at(rule: Rule, most: int) -> Rule:
