@@ -391,3 +391,19 @@ def test_whispers_search_for_silence_is_refused() -> None:
     config.bos_token_id = config.decoder_start_token_id = 1
     with pytest.raises(specdec.UnsupportedOptionError, match="no_speech_threshold"):
         specdec.generate(target, **inputs("whisper", 2), **options, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("k", [5, 8, 16])
+def test_a_ring_grows_in_the_middle_of_a_drafted_chain(k: int) -> None:
+    """Buffers that double between two drafted tokens keep the first: the target itself as draft is always right."""
+    prompt = {"input_ids": prompts(1, length=58)["input_ids"]}
+    for name in ("mistral", "gemma2"):
+        config = copy.deepcopy(family(name).config)
+        config.sliding_window = 4096
+        model = type(family(name))(config).to(family(name).dtype).eval()
+        model.load_state_dict(family(name).state_dict())
+        out = specdec.generate(
+            model, **prompt, drafter=model, num_draft_tokens=k, max_new_tokens=40, return_dict_in_generate=True
+        )
+        assert torch.equal(out.sequences, model.generate(**prompt, max_new_tokens=40))
+        assert out.speculation.acceptance_rate == 1.0

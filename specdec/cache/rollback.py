@@ -57,6 +57,7 @@ class RollbackCache(Cache):
         super().__init__(layers=layers)
         self.cross = DynamicCache()  # an encoder's keys and values, the same at every step
         self.snapshot_bytes = 0
+        self._num_loose = 0  # tokens a row of the open window that may be rejected
         self._covered = [0]  # tokens a row behind each snapshot of the open window, and behind its last forward
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         mark_static(self.lengths)
@@ -119,21 +120,25 @@ class RollbackCache(Cache):
         """
         if extent > self.capacity:
             self._grow(extent)
-        opening = self._opening
+        opening, width = self._opening, slots.shape[1]
         if not opening.is_open:
-            self._covered = [0]
+            self._covered, self._num_loose = [0], 0
+        if opening.is_open or committed is None:  # a draft's forwards behind its first hold drafted tokens only
+            self._num_loose += width
         opening.slots, opening.extent, opening.level, opening.is_open = Slots(slots), extent, level, True
         opening.committed = committed
-        for sliding in self._sliding:
-            sliding.make_room(torch.cat([self.lengths, self._aside_lengths]))
+        if self._sliding:
+            written = torch.cat([slots[:, 0], self._aside_lengths])
+            for layer in self._sliding:
+                layer.make_room(written, self._num_loose)
         if not self._recurrent:
             return
         if is_kept and len(self._covered) == 1:
-            self._covered = [self._covered[0] + slots.shape[1]]
+            self._covered = [self._covered[0] + width]
             return
-        for layer in self._recurrent:
-            self.snapshot_bytes += layer.take_snapshot()
-        self._covered.append(self._covered[-1] + slots.shape[1])
+        for recurrent in self._recurrent:
+            self.snapshot_bytes += recurrent.take_snapshot()
+        self._covered.append(self._covered[-1] + width)
 
     def key_slots(self, window: int) -> Tensor:
         """[B or 1, K] the slots of the keys that layers of this sliding window attend to; negative where there is none.

@@ -42,13 +42,17 @@ class SlidingLayer(FullAttentionLayer):
         opening = self._opening
         return opening.extent > self.size and opening.width > self.size - self.window + 1
 
-    def make_room(self, lengths: Tensor) -> None:
-        """Before a window of drafts: a ring that no rejected draft can have damaged, for rows of `lengths` [B]."""
-        opening = self._opening
-        if opening.committed is None and self.passes_by:
-            self.size = self.window - 1 + opening.width
+    def make_room(self, written: Tensor, num_loose: int) -> None:
+        """Before a forward: a ring that no rejected token can damage.
+
+        Args:
+            written: [rows] int64, the slots of each row that have been written, in this window as well.
+            num_loose: tokens a row of the open window that may be rejected, those of the next forward included.
+        """
+        if self._opening.extent > self.size:
+            self.size = max(self.size, self.window - 1 + num_loose)
         if self.is_initialized and self.places > self._capacity():
-            self._regrow(lengths)
+            self._regrow(written)
 
     def key_slots(self) -> Tensor:
         """[B or 1, K] the slot of each key that the open window attends to; negative where there is none."""
@@ -119,12 +123,12 @@ class SlidingLayer(FullAttentionLayer):
         assert self.keys is not None
         return int(self.keys.shape[2])
 
-    def _regrow(self, lengths: Tensor) -> None:
-        """Moves what the ring holds of rows of the given lengths to larger buffers."""
+    def _regrow(self, written: Tensor) -> None:
+        """Moves what the ring holds of rows with so many written slots to larger buffers."""
         assert self.keys is not None
-        old, batch_size = self._capacity(), len(lengths)
-        place = torch.arange(old, device=lengths.device)
-        last = lengths[:, None] - 1
+        old, batch_size = self._capacity(), len(written)
+        place = torch.arange(old, device=written.device)
+        last = written[:, None] - 1
         held = last - (last - place) % old  # [B, old] slots
         for name in ("keys", "values"):
             buffer: Tensor = getattr(self, name)
