@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 Info = dict[str, Any]
@@ -19,6 +21,9 @@ def report(data: dict[str, Any]) -> str:
     generate = [i for i in infos if i["kind"] == "generate"]
     cache = [i for i in infos if i["kind"] == "cache"]
     first = [i for i in infos if i["kind"] == "first token"]
+    steps = [i for i in infos if i["kind"] == "recurrent step"]
+    refed = [i for i in infos if i["kind"] == "refed"]
+    windows = [i for i in infos if i["kind"] == "advance window"]
     parts = [_circumstances(data, infos)]
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
@@ -26,6 +31,13 @@ def report(data: dict[str, Any]) -> str:
         parts += ["### Time to the first token", _first(first)]
     if cache:
         parts += ["### The cache's own cost of a step, without the model", _cache(cache)]
+    if steps:
+        parts += ["### A recurrent model's step by the width of its window", _recurrent_steps(steps)]
+    if refed:
+        parts += ["### Tokens fed again", _refed(refed)]
+        parts += ["### Speed-up over plain steps that follows, drafts free", _expected(refed, steps)]
+    if windows:
+        parts += ["### Whole calls, drafts free: ratio to plain decoding", _advance_windows(windows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,6 +116,101 @@ def _first(infos: Iterable[Info]) -> str:
             rows.append([*case, f"{side} / plain", *(f"{m:.2f} [{low:.2f}-{high:.2f}]" for m, low, high in ratios)])
     columns = "|".join(f"{c} tokens" for c in contexts)
     return _table(f"dtype|batch|side|{columns}", rows)
+
+
+def _recurrent_steps(infos: Iterable[Info]) -> str:
+    infos = list(infos)
+    rows = []
+    for info in infos:
+        case = [info["model"], str(info["batch"])]
+        for side, name in (("kept", "kept, no snapshot"), ("snapshot", "with a snapshot")):
+            rows.append(
+                [*case, f"{name}, x", *(f"{m:.2f} [{low:.2f}-{high:.2f}]" for m, low, high in info["cost"][side])]
+            )
+        for part, name in (("copy", "of it the copy"), ("commit", "of it the commit")):
+            rows.append([*case, name, *(f"{share:.1%}" for share in info["share"][part])])
+        rows.append([*case, "bytes copied", *(f"{n / 1e6:.2f} MB" for n in info["snapshot_bytes"])])
+    return _table("model|batch|step|" + "|".join(f"W={w}" for w in infos[0]["widths"]), rows)
+
+
+def _refed(infos: Iterable[Info]) -> str:
+    infos = list(infos)
+    rows = []
+    for info in infos:
+        for case, counts in _cases(info):
+            for name, of in (
+                ("re-fed a row and step", lambda c: c["refed"] / c["row_rounds"]),
+                ("accepted", lambda c: c["accepted"] / c["row_rounds"]),
+                ("tokens", lambda c: c["tokens"] / c["row_rounds"]),
+                ("window's width", lambda c: sum(w * n for w, _, n in c["windows"]) / c["rounds"]),
+                ("window's tokens per new token", lambda c: c["window_tokens"] / c["tokens"]),
+            ):
+                rows.append([*case, name, *(f"{of(c):.2f}" for c in counts)])
+    return _table(f"batch|acceptance|k||{_bounds(infos)}", rows)
+
+
+def _expected(infos: Iterable[Info], steps: Sequence[Info]) -> str:
+    """Tokens a second over plain decoding's: steps as often as counted, each as long as timed."""
+    infos = list(infos)
+    rows = []
+    for info in infos:
+        costs: dict[str, Any] = {"width free": lambda width, kept: 1.0}
+        costs |= {s["model"]: _step_cost(s) for s in steps if s["batch"] == info["batch"]}
+        for name, cost in costs.items():
+            for case, counts in _cases(info):
+                gains = [
+                    c["tokens"] / info["batch"] / sum(n * cost(width, depth == 0) for width, depth, n in c["windows"])
+                    for c in counts
+                ]
+                rows.append([name, *case, *_best(gains)])
+    return _table(f"cost of a step|batch|acceptance|k|{_bounds(infos)}", rows)
+
+
+def _step_cost(info: Info) -> Callable[[int, bool], float]:
+    """Cost of a step by its width and whether it takes no snapshot, linear between (and beyond) what was timed."""
+    widths = info["widths"]
+
+    def cost(width: int, kept: bool) -> float:
+        timed = [median for median, _, _ in info["cost"]["kept" if kept else "snapshot"]]
+        i = min(max(1, bisect_left(widths, width)), len(widths) - 1)
+        share = (width - widths[i - 1]) / (widths[i] - widths[i - 1])
+        return float((1 - share) * timed[i - 1] + share * timed[i])
+
+    return cost
+
+
+def _advance_windows(infos: Iterable[Info]) -> str:
+    rows = []
+    for info in infos:
+        for i, acceptance in enumerate(info["acceptances"]):
+            case = [info["model"], str(info["batch"]), str(acceptance), str(info["fixed_draft_tokens"])]
+            rows.append(
+                [
+                    *case,
+                    *(f"{m:.2f} [{low:.2f}-{high:.2f}]" for m, low, high in (r[i] for r in info["ratios"].values())),
+                ]
+            )
+    names = "|".join(_bound(int(w)) for w in info["ratios"])
+    return _table(f"model|batch|acceptance|k|{names}", rows)
+
+
+def _cases(info: Info) -> Iterator[tuple[list[str], list[Info]]]:
+    """Batch, acceptance and k, and the counts by advance window."""
+    for (acceptance, k), counts in groupby(info["counts"], key=lambda c: (c["acceptance"], c["draft_tokens"])):
+        yield [str(info["batch"]), str(acceptance), str(k)], list(counts)
+
+
+def _bounds(infos: Sequence[Info]) -> str:
+    return "|".join(dict.fromkeys(_bound(c["advance_window"]) for c in infos[0]["counts"]))
+
+
+def _bound(advance_window: int) -> str:
+    return f"window {advance_window}" if advance_window < 10**6 else "no bound"
+
+
+def _best(values: Sequence[float]) -> list[str]:
+    """Two decimals, the highest in bold."""
+    return [f"**{v:.2f}**" if v == max(values) else f"{v:.2f}" for v in values]
 
 
 def _case(info: Info) -> list[str]:
