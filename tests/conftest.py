@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers.utils import logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # tests import `models` from any subdirectory
 torch.set_num_threads(1)
@@ -20,3 +21,12 @@ def _global_rng_is_put_back() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_rng_state(before)
+
+
+@pytest.fixture(autouse=True)
+def _transformers_speaks_as_before() -> Iterator[None]:
+    """The command line quietens transformers for its process, which is the suite's here."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    yield
+    logging.set_verbosity(before)
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 
 import pytest
 from transformers import AutoTokenizer
-from transformers.utils import logging
 from typer.testing import CliRunner
 
 from specdec.bundled import bundled_dir
@@ -22,14 +20,6 @@ TEMPLATE = (
 NO_SYSTEM = "{{ raise_exception('no system role, please') if messages[0].role == 'system' }}" + TEMPLATE
 WITHOUT_SYSTEM = TEMPLATE.replace("# {{ m.role", "{% if m.role == 'system' %}{% continue %}{% endif %}# {{ m.role")
 FAST = ["-n", "12", "--repeats", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _verbosity_is_put_back() -> Iterator[None]:
-    """The command quietens transformers for its process, which is the suite's here."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
 
 
 def run(*arguments: str, stdin: str | None = None) -> tuple[int, str]:
