@@ -20,6 +20,7 @@ from specdec.generate import NumDraftTokens, SpeculativeDecoder
 from specdec.loop import Rule
 from specdec.stats import SpeculationStats
 from specdec.streaming import ended
+from specdec.types import Compile
 
 logger = logging.getLogger("specdec")
 _LOCK = threading.Lock()
@@ -52,6 +53,7 @@ def attached(
     drafter: Drafter | PreTrainedModel | None = None,
     num_draft_tokens: NumDraftTokens = "auto",
     rule: Rule = "rejection",
+    compile: Compile = False,
     *,
     unsupported: Literal["raise", "plain"] = "raise",
 ) -> Iterator[Attachment]:
@@ -62,7 +64,7 @@ def attached(
 
     Args:
         target: the model whose `generate` other code calls.
-        drafter, num_draft_tokens, rule: as for `specdec.generate`.
+        drafter, num_draft_tokens, rule, compile: as for `specdec.generate`.
         unsupported: what to do with a call that specdec refuses before any forward (beams, for example): "raise" its
             error, or decode it "plain", with one warning per reason.
 
@@ -79,7 +81,7 @@ def attached(
     """
     if unsupported not in ("raise", "plain"):
         raise OptionError(f"unsupported must be 'raise' or 'plain', got {unsupported!r}.")
-    decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
+    decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule, compile)
     before: Any = target.generate
     attachment, warned = Attachment(), set[str]()
 

@@ -14,6 +14,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcess
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from specdec.cache.exchange import columns
+from specdec.compiled import compiled, note_uncompiled
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import Drafter, DraftSession
 from specdec.errors import InputError, UnsupportedOptionError
@@ -26,7 +27,7 @@ from specdec.processors import check_own
 from specdec.recording import Recorder
 from specdec.sampling import Sampler
 from specdec.state import DecodeState
-from specdec.stats import SpeculationStats
+from specdec.stats import GraphUse, SpeculationStats
 from specdec.stopping import Limits
 from specdec.streaming import Stream
 from specdec.target import ModelRunner
@@ -105,6 +106,8 @@ def decode(
     probe(runner)
     check_layout(runner, prompt)
     drafter = _fitting(runner, call.drafter)
+    graphs, uncompiled = GraphUse(), runner
+    runner = _compiled(runner, call, prompt, recorder, limits.max_new_tokens, graphs)
     keeps = keeps_memory(runner)
     if past is not None:
         check_past(runner)
@@ -115,6 +118,7 @@ def decode(
         most = prompt.mask.shape[1] + limits.max_new_tokens
         state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
+        state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens
         decoding = Decoding(
             runner,
             state,
@@ -134,6 +138,9 @@ def decode(
             close_memory(runner, memory, prompt, new)
             if past is not None and past is not memory.cache:
                 memory.cache.to_dynamic_cache(into=past)
+    decoding.stats.graphs = graphs
+    if call.compile == "auto":
+        _note(uncompiled, drafter, graphs, decoding.stats)
     if decoding.stats.trace is not None:
         decoding.stats.trace.tokenizer = call.tokenizer
     if on_finish is not None:
@@ -185,6 +192,31 @@ def check_layout(runner: ModelRunner, prompt: Prompt) -> None:
             f"{name} is recurrent, so prompts of different lengths are fed in parts, which {sorted(prompt.extra.once)} "
             "forbid: give prompts of one length, or one a call."
         )
+
+
+def _compiled(
+    runner: ModelRunner, call: Call, prompt: Prompt, recorder: Recorder, tokens: int, graphs: GraphUse
+) -> ModelRunner:
+    """The target's runner, through a graph where the call asks for it and brings nothing that a graph lacks."""
+    reason = None
+    if prompt.extra is not None and not runner.attends_to_encoder:
+        reason = "the prompt brings more than token ids (embeddings, images, positions or token types)"
+    elif recorder.keeps_hidden:
+        reason = "hidden states were asked for, which the graph does not return"
+    if call.compile is False or reason is None:
+        return compiled(runner, call.compile, tokens, graphs, "target")
+    graphs.roles["target"] = reason
+    return runner
+
+
+def _note(target: ModelRunner, drafter: Drafter | None, graphs: GraphUse, stats: SpeculationStats) -> None:
+    """What was decoded uncompiled, for the next call's "auto"."""
+    if graphs.roles.get("target") != "compiled":
+        note_uncompiled(target.model, stats.prefill_seconds + stats.verify_seconds, stats.new_tokens)
+    if drafter is not None and graphs.roles.get("draft") not in (None, "compiled"):
+        model = getattr(drafter, "model", None)
+        if model is not None:
+            note_uncompiled(model, stats.draft_seconds, stats.new_tokens)
 
 
 def _fitting(runner: ModelRunner, drafter: Drafter | None) -> Drafter | None:

@@ -26,6 +26,7 @@ from specdec.memory import check_past
 from specdec.options import Call, check_config, check_sharding, read_call
 from specdec.streaming import ended
 from specdec.target import ModelRunner
+from specdec.types import Compile
 from specdec.wrapped import unwrap
 
 NumDraftTokens = int | Literal["auto"]
@@ -40,9 +41,12 @@ class SpeculativeDecoder:
             and costs, down to none while drafting does not pay.
         rule: "rejection" (Alg. 1, arXiv:2211.17192) or "block" (arXiv:2403.10444; chains, accepts a
             little more). Both are exact. Greedy calls use neither.
+        compile: run target and draft as compiled graphs (docs/compile.md): True builds what is missing, once for a
+            model and machine, which takes a minute or two; "auto" uses what is there, and builds once that is worth
+            it; a model that cannot be compiled runs uncompiled, and `out.speculation.graphs` says why.
 
     Raises:
-        OptionError: num_draft_tokens is not a positive integer up to 16 or "auto"; an unknown rule.
+        OptionError: num_draft_tokens is not a positive integer up to 16 or "auto"; an unknown rule or compile.
         UnsupportedModelError: the draft model's memory cannot be rolled back.
 
     Example:
@@ -56,6 +60,7 @@ class SpeculativeDecoder:
         drafter: Drafter | PreTrainedModel | None = None,
         num_draft_tokens: NumDraftTokens = "auto",
         rule: Rule = "rejection",
+        compile: Compile = False,
     ) -> None:
         is_count = type(num_draft_tokens) is int and 1 <= num_draft_tokens <= MAX_DRAFT_TOKENS
         if num_draft_tokens != "auto" and not is_count:
@@ -65,6 +70,8 @@ class SpeculativeDecoder:
             )
         if rule not in ("rejection", "block"):
             raise OptionError(f"rule must be 'rejection' or 'block', got {rule!r}.")
+        if not (isinstance(compile, bool) or compile == "auto"):
+            raise OptionError(f"compile must be True, False or 'auto', got {compile!r}.")
         drafter = unwrap(drafter)
         if isinstance(drafter, PreTrainedModel):
             drafter = ModelDrafter(drafter)
@@ -76,6 +83,7 @@ class SpeculativeDecoder:
         self.drafter: Drafter | None = drafter
         self.num_draft_tokens: NumDraftTokens = num_draft_tokens
         self.rule: Rule = rule
+        self.compile: Compile = compile
 
     def generate(
         self,
@@ -120,6 +128,7 @@ class SpeculativeDecoder:
                 kwargs["generation_config"] = generation_config
             model: Any = runner.model
             call = read_call(model, kwargs, self.drafter, self.num_draft_tokens, self.rule)
+            call.compile = self.compile
             home = _check_prompt(runner, inputs, call.kwargs)
             if call.drafter is not None:
                 call.drafter.check(model)
@@ -175,7 +184,7 @@ class SpeculativeDecoder:
                 model_kwargs["inputs_tensor"] = inputs_tensor
             given = model_kwargs.get("past_key_values")
             past = given if isinstance(given, RollbackCache) or getattr(given, "_is_user_defined", False) else None
-            call = Call({}, self.drafter, self.num_draft_tokens, self.rule)
+            call = Call({}, self.drafter, self.num_draft_tokens, self.rule, compile=self.compile)
             prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
             return decode(runner, call, prepared, past)
 
@@ -188,6 +197,7 @@ def generate(
     drafter: Drafter | PreTrainedModel | None = None,
     num_draft_tokens: NumDraftTokens = "auto",
     rule: Rule = "rejection",
+    compile: Compile = False,
     generator: torch.Generator | None = None,
     on_commit: OnCommit | None = None,
     on_finish: OnFinish | None = None,
@@ -208,6 +218,7 @@ def generate(
             `prompt_lookup_num_tokens=` names one.
         num_draft_tokens: drafted tokens a round, or "auto".
         rule: "rejection" or "block"; both exact.
+        compile: True, False or "auto": run compiled graphs of target and draft; see `SpeculativeDecoder`.
         generator: source of the call's seed when sampling; torch's global generator if omitted.
         on_commit: called with each row's new tokens as soon as they are final.
         on_finish: called with the call's statistics, which `return_dict_in_generate` returns as well.
@@ -228,7 +239,7 @@ def generate(
         >>> out = specdec.generate(target, **inputs, drafter=draft, max_new_tokens=64)  # doctest: +SKIP
     """
     with ended(kwargs.get("streamer")):
-        decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule)
+        decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule, compile)
         return decoder.run(
             target,
             inputs,

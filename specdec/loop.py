@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec.cache import RollbackCache
+from specdec.compiled import CompiledRunner
 from specdec.controller import Controller
 from specdec.drafters.base import DraftSession
 from specdec.errors import DrafterError, NumericalError, SpecdecError
@@ -67,6 +68,18 @@ class Memory:
     cache: RollbackCache
     seen: list[int]
     keep_rows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What a round's forward gave, on the device; pending and width, which the host knows."""
+
+    new: Tensor  # [B, D + 1] int64, committed tokens; what follows a row's next token is undefined
+    acceptance: Acceptance  # of the proposal as it was drafted
+    num_drafted: Tensor  # [B] int64, depth of each row's proposal
+    pending: list[int]  # committed tokens of each row in the window
+    width: int  # tokens a row of the window
+    record: Callable[[list[int]], None] | None = None  # keeps what the caller wants to see
 
 
 @dataclass(slots=True)
@@ -148,7 +161,7 @@ class Decoding:
         while state.batch_size:
             if self._prefilling:
                 whole = self.prompt is not None and self.prompt.once  # images belong to one forward
-                chunk = None if whole else self.prefill_chunk
+                chunk = None if whole else self.prefill_chunk or self.target.longest_window
                 seen = feed_ahead(self.target, cache, state, seen, partial(self._feed, cache), chunk)
             proposal, limit = self._propose(seen)
             seen = self._step(cache, seen, proposal, limit)
@@ -204,11 +217,64 @@ class Decoding:
 
     def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
-        state, layout = self.state, self.target.layout
-        ends = state.host_ends(layout.level)
+        state = self.state
         drafting_done = perf_counter()
         proposal, broken = proposal.repaired(state.vocab_size)
-        drafted, nodes = proposal, None
+        if self._is_one_graph(proposal):
+            round_ = self._run_graph(cache, seen, proposal)
+        else:
+            round_ = self._run(cache, seen, proposal, limit)
+        outcome = [round_.num_drafted[:, None], round_.acceptance.num_accepted[:, None], broken[:, None], round_.new]
+        host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
+        self.stats.host_syncs += 1
+        self._check(host)
+        num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
+        if not self._prefilling:
+            self.stats.refed_tokens += sum(round_.pending) - len(round_.pending)
+        self._account(num_drafted, num_accepted, round_.width, drafting_done)
+        if round_.record is not None:
+            round_.record(num_accepted)
+        if proposal.num_nodes:
+            self.session.observe(proposal, round_.acceptance, num_accepted)
+        host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
+        kept = cache.retained([p + a for p, a in zip(round_.pending, num_accepted, strict=True)])
+        seen = [s + k for s, k in zip(seen, kept, strict=True)]
+        state.extend(round_.new, round_.acceptance.num_accepted + 1, host_new)
+        staying = self._publish(host_new, num_accepted, num_drafted)
+        if len(staying) < state.batch_size:
+            staying = self._drop_rows(cache, staying)
+            seen = [seen[r] for r in staying]
+        return seen
+
+    def _is_one_graph(self, proposal: Proposal) -> bool:
+        """Forward, acceptance and lengths are one compiled call: nothing is asked for that needs the logits."""
+        sampler = self.state.sampler
+        return (
+            isinstance(self.target, CompiledRunner)
+            and proposal.is_chain
+            and not (self._prefilling or sampler.do_sample or sampler.processors or self._is_levelled)
+            and self.recorder is None
+        )
+
+    def _run_graph(self, cache: RollbackCache, seen: list[int], proposal: Proposal) -> _Round:
+        """A greedy chain, each row with one pending token: what `_run` does, in one call."""
+        assert isinstance(self.target, CompiledRunner)
+        state, width = self.state, 1 + proposal.num_nodes
+        last = torch.tensor([row[-1:] for row in state.host_tokens], device=state.device)
+        num_valid = proposal.valid.sum(1)
+        outcome = self.target.verify(last, proposal, num_valid, cache, max(seen) + width)
+        num_accepted, new = outcome[:, 0], outcome[:, 1:]
+        cache.commit(num_accepted + 1)
+        steps = torch.arange(proposal.num_nodes, device=state.device)
+        path = torch.where(steps < num_accepted[:, None], steps, -1)
+        acceptance = Acceptance(path, num_accepted, new.gather(1, num_accepted[:, None])[:, 0])
+        return _Round(new, acceptance, num_valid, [1] * state.batch_size, width)
+
+    def _run(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> _Round:
+        """The round's forward, whatever the window and the rule."""
+        state, layout = self.state, self.target.layout
+        ends = state.host_ends(layout.level)
+        nodes = None
         if not (layout.trees or proposal.is_chain):
             proposal, nodes = proposal.first_chain()
         if self.target.replays:
@@ -225,29 +291,12 @@ class Decoding:
         # A tree's path is moved together; a row of a tree has one pending token, the root.
         cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else path)
         new = acceptance.tokens(proposal)
-        outcome = [_depths(proposal)[:, None], acceptance.num_accepted[:, None], broken[:, None], new]
-        host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
-        self.stats.host_syncs += 1
-        self._check(host)
-        num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
-        if not self._prefilling:
-            self.stats.refed_tokens += sum(roots)
-        self._account(num_drafted, num_accepted, width, drafting_done)
+        record = None
         if self.recorder is not None:
-            self._record(self.recorder, window, output, path, num_accepted, scores, logits)
-        if proposal.num_nodes:
-            if nodes is not None:
-                acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
-            self.session.observe(drafted, acceptance, num_accepted)
-        host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
-        kept = cache.retained([p + a for p, a in zip(pending, num_accepted, strict=True)])
-        seen = [s + k for s, k in zip(seen, kept, strict=True)]
-        state.extend(new, acceptance.num_accepted + 1, host_new)
-        staying = self._publish(host_new, num_accepted, num_drafted)
-        if len(staying) < state.batch_size:
-            staying = self._drop_rows(cache, staying)
-            seen = [seen[r] for r in staying]
-        return seen
+            record = partial(self._record, self.recorder, window, output, path, scores=scores, logits=logits)
+        if nodes is not None:
+            acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
+        return _Round(new, acceptance, _depths(proposal), pending, width, record)
 
     def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
         """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
@@ -297,6 +346,7 @@ class Decoding:
         output: TargetOutput,
         path: Tensor,
         num_accepted: list[int],
+        *,
         scores: Tensor,
         logits: Tensor,
     ) -> None:

@@ -24,6 +24,7 @@ from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
 from specdec.target import parameters
+from specdec.types import Compile
 from specdec.wrapped import unwrap
 
 HONOURED = frozenset(
@@ -83,7 +84,7 @@ _REFUSED_CACHES = {
 }
 # Values, besides None and (unless one is named here) False, under which a refused field does nothing.
 _NEUTRAL: dict[str, Any] = {"num_beams": 1, "guidance_scale": 1, "penalty_alpha": 0}
-OWN = frozenset("drafter num_draft_tokens rule generator on_commit on_finish".split())
+OWN = frozenset("drafter num_draft_tokens rule compile generator on_commit on_finish".split())
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class Call:
     rule: Rule
     tokenizer: Any = None
     streamer: Any = None
+    compile: Compile = False
 
 
 def read_call(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from specdec.prompt import Encoded, left_aligned
 from specdec.sampling import Prefixes, Sampler
-from specdec.types import Proposal
+from specdec.stats import GraphUse
+from specdec.types import Compile, Proposal
 from specdec.verify.coins import KeyedCoins
 
 
@@ -33,6 +34,9 @@ class DecodeState:
         requests: [B] int64, each row's index in the user's batch.
         prompt: [requests, P], all of them, also of rows that have left.
         encoded: what the target's encoder made of its input, of all requests; None for decoder-only targets.
+        compile: whether models run as compiled graphs in this call.
+        graphs: which of them do.
+        max_new_tokens: most that a row may still become.
     """
 
     def __init__(
@@ -51,22 +55,26 @@ class DecodeState:
         self.host_tokens = [[t for t, k in zip(r, m, strict=True) if k] for r, m in zip(rows, keep, strict=True)]
         self.prompt_lengths = [len(r) for r in self.host_tokens]
         capacity = max(max_tokens, max(self.prompt_lengths)) + 1
-        self.tokens = torch.zeros(len(rows), capacity, dtype=torch.int64, device=device)
-        self.lengths = torch.tensor(self.prompt_lengths, device=device)
+        self._tokens = torch.zeros(len(rows), capacity, dtype=torch.int64, device=device)
+        self._lengths = torch.tensor(self.prompt_lengths, device=device)
         packed = left_aligned(ids, mask)
-        behind = torch.arange(packed.shape[1], device=device) >= self.lengths[:, None]
-        self.tokens[:, : packed.shape[1]] = packed.masked_fill(behind, 0)
+        behind = torch.arange(packed.shape[1], device=device) >= self._lengths[:, None]
+        self._tokens[:, : packed.shape[1]] = packed.masked_fill(behind, 0)
+        self._unwritten: list[tuple[Tensor, Tensor]] = []  # rounds that nobody has asked about on the device yet
         self.requests = torch.arange(len(rows), device=device)
         self.host_requests = list(range(len(rows)))
         longest = max(self.prompt_lengths)
         self._host_offsets = [longest - n for n in self.prompt_lengths]
-        self._offsets = longest - self.lengths
+        self._offsets = longest - self._lengths
         self.vocab_size = vocab_size
         self.sampler = sampler
         self.seed = seed
         self._coins: KeyedCoins | None = None
         self.prompt = prompt
         self.encoded: Encoded | None = None
+        self.compile: Compile = False
+        self.graphs = GraphUse()
+        self.max_new_tokens = 0
 
     @property
     def batch_size(self) -> int:
@@ -74,7 +82,17 @@ class DecodeState:
 
     @property
     def device(self) -> torch.device:
-        return self.tokens.device
+        return self._tokens.device
+
+    @property
+    def tokens(self) -> Tensor:
+        self._write()
+        return self._tokens
+
+    @property
+    def lengths(self) -> Tensor:
+        self._write()
+        return self._lengths
 
     @property
     def host_lengths(self) -> list[int]:
@@ -104,20 +122,27 @@ class DecodeState:
 
     def extend(self, new: Tensor, num_new: Tensor, host_new: Sequence[Sequence[int]]) -> None:
         """Appends num_new [B] of new [B, D + 1] to each row; host_new are the same tokens on the host."""
-        steps = torch.arange(new.shape[1], device=self.device)
-        where = (self.lengths[:, None] + steps).clamp(max=self.tokens.shape[1] - 1)
-        keep = steps < num_new[:, None]
-        # Clamped writes may collide in the last column, which no row's length ever reaches.
-        where = torch.where(keep, where, self.tokens.shape[1] - 1)
-        self.tokens.scatter_(1, where, new)
-        self.lengths = self.lengths + num_new
+        self._unwritten.append((new, num_new))  # a compiled round asks for none of it
         self._coins = None
         for row, values in zip(self.host_tokens, host_new, strict=True):
             row.extend(values)
 
+    def _write(self) -> None:
+        """Brings the device's tokens up to date."""
+        for new, num_new in self._unwritten:
+            steps = torch.arange(new.shape[1], device=self.device)
+            last = self._tokens.shape[1] - 1
+            where = (self._lengths[:, None] + steps).clamp(max=last)
+            # Clamped writes may collide in the last column, which no row's length ever reaches.
+            where = torch.where(steps < num_new[:, None], where, last)
+            self._tokens.scatter_(1, where, new)
+            self._lengths = self._lengths + num_new
+        self._unwritten.clear()
+
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """Keeps the given rows, in that order; index is the same on the device."""
-        self.tokens, self.lengths, self.requests = self.tokens[index], self.lengths[index], self.requests[index]
+        self._write()
+        self._tokens, self._lengths, self.requests = self._tokens[index], self._lengths[index], self.requests[index]
         self._offsets, self._host_offsets = self._offsets[index], [self._host_offsets[r] for r in rows]
         self._coins = None
         self.host_tokens = [self.host_tokens[r] for r in rows]
@@ -138,9 +163,9 @@ class DecodeState:
         if is_final and self.sampler.by_depth and proposal.num_nodes:
             valid = proposal.valid.tolist()
             self.sampler.host_reads += 1
-        out = []
+        out, tokens = [], self.tokens
         for row, request in enumerate(self.host_requests):
-            new = self.tokens[row, self.prompt_lengths[row] : len(self.host_tokens[row])]
+            new = tokens[row, self.prompt_lengths[row] : len(self.host_tokens[row])]
             paths: list[Tensor] = [torch.cat([self.prompt[request], new])]
             for node in range(proposal.num_nodes):
                 parent = node - 1 if parents is None else parents[row][node]

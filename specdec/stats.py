@@ -12,6 +12,24 @@ from specdec.trace import Trace
 
 
 @dataclass(slots=True)
+class GraphUse:
+    """What ran as a compiled graph in one call.
+
+    Attributes:
+        roles: "target" and "draft", where compiling was asked for: "compiled", or why not.
+        calls: of graphs.
+        seconds: inside them, on the host.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: GraphUse) -> GraphUse:
+        return GraphUse({**self.roles, **other.roles}, self.calls + other.calls, self.seconds + other.seconds)
+
+
+@dataclass(slots=True)
 class SpeculationStats:
     """What speculation did during one `generate()`.
 
@@ -44,6 +62,7 @@ class SpeculationStats:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0  # target forwards and acceptance, until the result is on the host
     total_seconds: float = 0.0
+    graphs: GraphUse = field(default_factory=GraphUse)  # what ran compiled, and why not the rest
     trace: Trace | None = field(default=None, compare=False, repr=False)  # where each returned token came from
 
     @property
@@ -115,4 +134,5 @@ class SpeculationStats:
             ),
             ("host syncs a forward", f"{syncs:.2f}"),
         ]
+        rows += [(f"{role} runs", how) for role, how in self.graphs.roles.items()]
         return "\n".join(f"{name:<21} {value}" for name, value in rows)

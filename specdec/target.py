@@ -59,12 +59,16 @@ class ModelRunner:
         is_encoder_decoder: it has an encoder of its own.
         attends_to_encoder: its forward takes an encoder's output.
         kinds: what each layer remembers.
+        is_mixed: some layers attend to everything, and some to a window.
         layout: how its windows look: the best that its class admits, until `probe` has tried it.
         replays: it has recurrent states, so that rows are fed again what they accepted; windows hold no padding then.
+        longest_window: a prompt is fed in parts of at most so many tokens; None means at once.
 
     Raises:
         UnsupportedModelError: memory that cannot be rolled back.
     """
+
+    longest_window: int | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -81,7 +85,7 @@ class ModelRunner:
         self.num_layers: int = len(self.kinds)
         self.replays = any(kind.num_states for kind in self.kinds)
         self._windows = {kind.window for kind in self.kinds if kind.window is not None}
-        self._is_mixed = any(kind.attention and kind.window is None for kind in self.kinds) and bool(self._windows)
+        self.is_mixed = any(kind.attention and kind.window is None for kind in self.kinds) and bool(self._windows)
         self._attends = any(kind.attention for kind in self.kinds)
         self.layouts = _layouts(config, f"{self.prefix}position_ids" in names, self.replays)
         self.layout = self.layouts[0]
@@ -89,6 +93,10 @@ class ModelRunner:
         self.max_positions = _max_positions(config)
         self.rope_switch: int | None = _rope_switch(config)
         self._keeps_logits = "logits_to_keep" in names
+
+    def takes(self, name: str) -> bool:
+        """Does the model's forward have a parameter of this name?"""
+        return name in self._names
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +185,7 @@ class ModelRunner:
             return full
         (size,) = self._windows
         sliding = to_additive(sliding_mask(window, cache.key_slots(size), size), self.dtype)
-        return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
+        return {"full_attention": full, "sliding_attention": sliding} if self.is_mixed else sliding
 
 
 def kept_logits(roots: Sequence[int], width: int, num_nodes: int) -> int | list[int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from specdec.errors import DrafterError
+
+Compile = bool | Literal["auto"]  # whether steps run as compiled graphs
 
 
 class Law(enum.Enum):

@@ -52,6 +52,11 @@ def uncompiled_call(model: nn.Module) -> Callable[..., Any]:
     return model._call_impl
 
 
+def is_wrapped_call(model: nn.Module) -> bool:
+    """Is the model's own call compiled, or its forward replaced on this object?"""
+    return "forward" in vars(model) or getattr(model, "_compiled_call_impl", None) is not None
+
+
 def _is_peft(model: Any) -> bool:
     """No adapter without peft imported, so it need not be a dependency."""
     peft = sys.modules.get("peft")

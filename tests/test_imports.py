@@ -18,7 +18,7 @@ ROOMS = [
     ["target", "state", "recording", "streaming"],
     ["feeding"],
     ["probe"],
-    ["capabilities"],
+    ["capabilities", "compiled"],
     ["drafters", "controller"],
     ["loop"],
     ["checks", "options"],

@@ -37,6 +37,7 @@ class RollbackCache(Cache):
         batch_size: rows.
         device: where lengths and slots live (the model's input device).
         capacity: slots to start with; grown geometrically when a window needs more.
+        fine: grow by a few slots at a time instead, for attention that looks at all slots there are.
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
@@ -46,10 +47,16 @@ class RollbackCache(Cache):
     """
 
     def __init__(
-        self, kinds: Sequence[LayerKind], batch_size: int, device: torch.device, capacity: int = _GRANULE
+        self,
+        kinds: Sequence[LayerKind],
+        batch_size: int,
+        device: torch.device,
+        capacity: int = _GRANULE,
+        fine: bool = False,
     ) -> None:
         window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
-        self._opening = Opening(batch_size, _round_up(capacity), window)
+        self._fine = fine
+        self._opening = Opening(batch_size, self._rounded(capacity), window)
         layers: list[Any] = [_layer(kind, self._opening) for kind in kinds]
         self._attention = [layer for layer in layers if isinstance(layer, FullAttentionLayer)]
         self._recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
@@ -118,8 +125,7 @@ class RollbackCache(Cache):
             committed: [B] int64 how many of the tokens are committed already, where all others are padding.
             is_kept: nothing of the window will be rejected, so that states need no snapshot.
         """
-        if extent > self.capacity:
-            self._grow(extent)
+        self.reserve(extent)
         opening, width = self._opening, slots.shape[1]
         if not opening.is_open:
             self._covered, self._num_loose = [0], 0
@@ -140,19 +146,49 @@ class RollbackCache(Cache):
             self.snapshot_bytes += recurrent.take_snapshot()
         self._covered.append(self._covered[-1] + width)
 
+    def reserve(self, extent: int) -> None:
+        """Makes room for so many slots a row, which are in use from now on."""
+        if extent > self.capacity:
+            self._grow(extent)
+        self._opening.extent = extent
+
+    def allocate(self, shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> None:
+        """Makes the attention layers' buffers before any forward: heads, width of a key and of a value of each."""
+        for layer, (heads, *widths) in zip(self._attention, shapes, strict=True):
+            like = [torch.empty(1, heads, 0, width, dtype=dtype, device=self.lengths.device) for width in widths]
+            layer.lazy_initialization(*like)
+
+    def buffers(self) -> list[Tensor]:
+        """Keys and values [B, H, capacity, D] of each attention layer in turn, of the active rows."""
+        batch_size, out = len(self.lengths), []
+        for layer in self._attention:
+            for buffer in (layer.keys, layer.values):
+                assert buffer is not None
+                out.append(buffer if buffer.shape[0] == batch_size else buffer[:batch_size])
+        return out
+
     def key_slots(self, window: int) -> Tensor:
         """[B or 1, K] the slots of the keys that layers of this sliding window attend to; negative where there is none.
 
         To be asked between `begin` and the forward.
         """
-        return next(layer.key_slots() for layer in self._sliding if layer.window == window)
+        layer = self._ring(window)
+        if layer is None:
+            return torch.arange(self._opening.extent, device=self.lengths.device)[None]
+        return layer.key_slots()
 
     def is_ring(self, window: int) -> bool:
-        """The keys of layers of this sliding window do not stand in order, or not all of them."""
+        """Layers of this sliding window hold keys that it hides: a ring's stand in another order, or not all."""
         opening = self._opening
-        layer = next(layer for layer in self._sliding if layer.window == window)
+        layer = self._ring(window)
+        if layer is None:
+            return opening.extent > window
         is_start = opening.extent == opening.width  # the text's own beginning passes by an empty ring
         return opening.extent > layer.size and not (is_start and not layer.is_initialized)
+
+    def _ring(self, window: int) -> SlidingLayer | None:
+        """A layer of this sliding window; None where such layers keep everything, too."""
+        return next((layer for layer in self._sliding if layer.window == window), None)
 
     def retained(self, num_kept: Sequence[int]) -> list[int]:
         """What `commit` of so many tokens a row adds to the rows' lengths.
@@ -286,11 +322,18 @@ class RollbackCache(Cache):
 
     def _grow(self, extent: int) -> None:
         # The shared capacity last: layers know their own, so that running out of memory half-way does no harm.
-        capacity = _round_up(extent)
+        capacity = self._rounded(extent)
         for layer in self._attention:
             if layer.is_initialized:
                 layer.grow(capacity)
         self._opening.capacity = capacity
+
+    def _rounded(self, slots: int) -> int:
+        if not self._fine:
+            return _round_up(slots)
+        # A sixteenth more at a time: what is copied on the way stays small beside what attention reads.
+        granules = -(-slots // _GRANULE)
+        return _GRANULE * (granules + granules // 16)
 
     def _refused(self, *args: Any, **kwargs: Any) -> None:
         """Methods of a transformers Cache that know nothing of rows with lengths of their own."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from specdec.compiled import CompiledRunner, compiled
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.errors import DraftMismatchError
 from specdec.feeding import feed_ahead, window_of
@@ -68,17 +69,15 @@ class ModelSession(DraftSession):
         feed = partial(self._forward, state, keep=1)
         self._seen = feed_ahead(self._runner, self._cache, state, self._seen, feed)
         self._lengths = lengths
-        self._pending = state.ends(level) - self._cache.lengths
-        logits = self._catch_up(state, lengths)
+        self._pending = self._num_pending(state)
         tokens: list[Tensor] = []
         q: list[Tensor] = []
         for step in range(depth):
-            if step:
-                logits = self._feed(state, tokens[-1], lengths, step)
-            scores = self._scores(state, logits, tokens)
-            if self._is_narrow and state.sampler.processors and not bool((scores > float("-inf")).any(-1).all()):
-                break  # what the processors allow is not in the draft's vocabulary
-            tokens.append(self._choose(state, scores, q, node=step))
+            logits = self._feed(state, tokens[-1], lengths, step) if step else self._catch_up(state, lengths)
+            token = self._next(state, logits, tokens, q)
+            if token is None:
+                break
+            tokens.append(token)
         if not tokens:
             self._commit([0] * state.batch_size, torch.zeros_like(self._pending))
             return Proposal.empty(state.batch_size, state.device)
@@ -107,6 +106,10 @@ class ModelSession(DraftSession):
             self._prompt = self._prompt.select_rows(index)
         self._seen = [self._seen[r] for r in rows]
 
+    def _num_pending(self, state: DecodeState) -> Tensor:
+        """[B] int64, committed tokens that the cache lacks."""
+        return state.ends(self._runner.layout.level) - self._cache.lengths
+
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         """Feeds every committed token that the cache lacks; logits [B, V] after the last one."""
         nothing = Proposal.empty(state.batch_size, state.device)
@@ -134,11 +137,22 @@ class ModelSession(DraftSession):
         self._forwards += 1
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
+        return self._as_wide_as_target(state, self._runner.forward(window, self._cache, keep, self._prompt).logits)
+
+    def _as_wide_as_target(self, state: DecodeState, logits: Tensor) -> Tensor:
+        """[..., V] logits over the target's vocabulary."""
         # A draft padded to more tokens than the target has must not propose the padding.
-        logits = self._runner.forward(window, self._cache, keep, self._prompt).logits[..., : state.vocab_size]
+        logits = logits[..., : state.vocab_size]
         # One padded to fewer gets the target's width, since processors fix theirs at the first call.
         missing = state.vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
+
+    def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:
+        """The next token [B] from the logits [B, V] behind the drafted ones; None if there is none to draft."""
+        scores = self._scores(state, logits, drafted)
+        if self._is_narrow and state.sampler.processors and not bool((scores > float("-inf")).any(-1).all()):
+            return None  # what the processors allow is not in the draft's vocabulary
+        return self._choose(state, scores, q, node=len(drafted))
 
     def _scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor:
         """The draft's scores [B, V] after the drafted tokens, under the call's processors."""
@@ -158,6 +172,52 @@ class ModelSession(DraftSession):
         q.append(probs)
         # -1 (a broken draft) is caught by the loop's range check.
         return state.coins().draft(probs, node=node)
+
+
+class CompiledSession(ModelSession):
+    """Drafts with a compiled graph: a call a token, and the token chosen in it where the call is greedy.
+
+    A chain begins with a row's last two tokens, whether the cache lacks one of them or both: writing a token again
+    changes nothing, and rows that accepted everything are like the others.
+    """
+
+    def __init__(self, runner: CompiledRunner, state: DecodeState) -> None:
+        super().__init__(runner, state)
+        self._graph = runner
+        same = runner.vocab_size == state.vocab_size
+        self._is_greedy = same and not state.sampler.do_sample and not state.sampler.processors
+        self._second = torch.ones(1, dtype=torch.int64, device=state.device)
+        self._starts = self._cache.lengths  # [B] the slot of each row's last token but one
+        self._choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
+
+    def _num_pending(self, state: DecodeState) -> Tensor:
+        pending = [len(row) - seen for row, seen in zip(state.host_tokens, self._seen, strict=True)]
+        return torch.tensor(pending, device=state.device)
+
+    def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
+        self._starts = torch.tensor([n - 2 for n in lengths], device=state.device)
+        if any(n - s > 2 or n < 2 for n, s in zip(lengths, self._seen, strict=True)):
+            self._choice = None
+            return super()._catch_up(state, lengths)
+        tokens = torch.tensor([row[-2:] for row in state.host_tokens], device=state.device)
+        return self._run(state, tokens, self._starts, max(lengths), self._second)
+
+    def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
+        return self._run(state, token[:, None], self._starts + (step + 1), max(lengths) + step)
+
+    def _run(
+        self, state: DecodeState, tokens: Tensor, starts: Tensor, extent: int, keep: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, V] after the last of the tokens [B, W]."""
+        self._forwards += 1
+        self._cache.reserve(extent)
+        tokens = tokens.clamp(0, self._runner.vocab_size - 1)
+        outcome, logits = self._graph.run(tokens, starts, self._cache, keep=keep)
+        self._choice = outcome[:, 1] if self._is_greedy else None
+        return self._as_wide_as_target(state, logits[:, 0])
+
+    def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:
+        return self._choice if self._choice is not None else super()._next(state, logits, drafted, q)
 
 
 class ModelDrafter(Drafter):
@@ -232,7 +292,10 @@ class ModelDrafter(Drafter):
 
     def start(self, state: DecodeState) -> ModelSession:
         probe(self._runner)
-        return ModelSession(self._runner, state, _prompt(self._runner, state))
+        runner = compiled(self._runner, state.compile, state.max_new_tokens, state.graphs, "draft")
+        if isinstance(runner, CompiledRunner):
+            return CompiledSession(runner, state)
+        return ModelSession(runner, state, _prompt(runner, state))
 
 
 def _prompt(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:

@@ -1,0 +1,7 @@
+"""The fast path: a model's forward, masks, cache writes and greedy acceptance as one graph, compiled once and kept."""
+
+from specdec.compiled.choose import compiled, note_uncompiled
+from specdec.compiled.runner import CompiledRunner
+from specdec.compiled.store import Package, Store
+
+__all__ = ["CompiledRunner", "Package", "Store", "compiled", "note_uncompiled"]

@@ -1,0 +1,104 @@
+"""Tracing, compiling and loading: from a model to a native package, once for a model, dtype and machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from transformers.utils import logging as hf_logging
+
+from specdec.compiled.graph import MemoryShape, StepGraph, example, free_sizes
+from specdec.compiled.store import Package, Store, describe
+from specdec.target import ModelRunner
+
+logger = logging.getLogger("specdec")
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+# docs/performance.md has what each of these gave.
+_OPTIONS: dict[str, Any] = {
+    "freezing": True,  # weights become constants, laid out as the products read them
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "realize_opcount_threshold": 8,
+    # Without a rival of torch's own, inductor's products need no trial runs: a third of the time to build.
+    "test_configs.autotune_choice_name_regex": r"^(?!(mm|addmm|_linear_pointwise.*)$)",
+}
+_WITH_RIVALS = {**_OPTIONS, "test_configs.autotune_choice_name_regex": None}  # where a product has no other choice
+
+
+def expected_seconds(runner: ModelRunner) -> float:
+    """What building takes on one core, roughly: measured at 60 s for 2 layers and 115 to 140 s for 12."""
+    return 40.0 + 8.0 * runner.num_layers
+
+
+def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key: str) -> tuple[Package, pathlib.Path]:
+    """Compiles the model's step into a file beside the store; `Store.put` takes it over.
+
+    Raises:
+        Exception: whatever tracing or compiling raises for a model that cannot be captured.
+    """
+    name, file, begun = type(runner.model).__name__, store.temporary(key), time.perf_counter()
+    logger.warning(
+        "compiling %s, once for this model, dtype, processor and number of threads: about %d seconds.",
+        name,
+        expected_seconds(runner),
+    )
+    try:
+        with _shown(name) as show, _undisturbed():
+            show("tracing")
+            inputs = example(shapes, runner.dtype, runner.device)
+            program = torch.export.export(
+                StepGraph(runner), inputs, dynamic_shapes=free_sizes(2 * len(shapes)), strict=False
+            )
+            show("compiling")
+            try:
+                _compile(program, file, _OPTIONS)
+            except Exception:
+                _compile(program, file, _WITH_RIVALS)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    seconds = time.perf_counter() - begun
+    logger.warning("compiled %s in %.0f seconds; kept in %s.", name, seconds, store.folder)
+    return describe(key, name, file, seconds, list(shapes)), file
+
+
+def _compile(program: torch.export.ExportedProgram, file: pathlib.Path, options: dict[str, Any]) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):  # statistics of each trial
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def load(file: pathlib.Path) -> Run:
+    """The package's entry: flat inputs of `StepGraph.forward` -> its two outputs."""
+    run: Run = torch._inductor.aoti_load_package(str(file)).loader.run
+    return run
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The compiler draws random inputs to try kernels on, and is full of deprecation warnings."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[Callable[[str], None]]:
+    """A line on the terminal with the stage and the time so far."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    hidden = not hf_logging.is_progress_bar_enabled()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=hidden) as progress:
+        task = progress.add_task(name)
+        yield lambda stage: progress.update(task, description=f"{name}: {stage}")

@@ -1,0 +1,195 @@
+"""Whether a model decodes compiled: by what the call asks for, what is on disk, and what building would cost."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from time import perf_counter
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from specdec.compiled import build as building
+from specdec.compiled.fingerprint import environment, key_of, stamp
+from specdec.compiled.graph import MemoryShape
+from specdec.compiled.runner import CompiledRunner, Graph
+from specdec.compiled.store import Package, Store
+from specdec.compiled.support import why_not
+from specdec.errors import SpecdecError
+from specdec.probe import agrees, relative_error, tolerance
+from specdec.stats import GraphUse
+from specdec.target import ModelRunner
+from specdec.types import Compile, Proposal
+from specdec.window import Plan, build_window
+
+logger = logging.getLogger("specdec")
+_SAVED = 0.6  # share of uncompiled decoding that a graph saves at least, on the bundled pair (docs/performance.md)
+_LOAD_SECONDS = 0.5  # to load a package and check it
+_WIDE = 64  # tokens of the window at which prefill is timed, compiled and not
+_LOCK = threading.Lock()
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process knows of a model."""
+
+    graphs: dict[str, tuple[object, Graph]] = field(default_factory=dict)  # by environment: the weights' stamp
+    refusals: dict[str, str] = field(default_factory=dict)  # by environment
+    seconds: float = 0.0  # decoded uncompiled under "auto"
+    tokens: int = 0
+
+
+_known: weakref.WeakKeyDictionary[PreTrainedModel, _Known] = weakref.WeakKeyDictionary()
+_warned: set[tuple[type, str]] = set()
+
+
+def compiled(
+    runner: ModelRunner, want: Compile, tokens: int, use: GraphUse, role: Literal["target", "draft"]
+) -> ModelRunner:
+    """The runner through a graph if it can be had and pays; else as it is. `use` says which, and why.
+
+    Args:
+        runner: probed.
+        want: True: build what is missing. "auto": build once the time that this process has spent on the model
+            uncompiled, and may spend in this call, is worth it; use what is on disk.
+        tokens: the call may still write so many.
+    """
+    if want is False:
+        return runner
+    reason = why_not(runner)
+    if reason is None:
+        with _LOCK:  # a second thread waits for the first one's package
+            graph = _graph(runner, want, tokens)
+        if isinstance(graph, Graph):
+            use.roles[role] = "compiled"
+            return CompiledRunner(runner, graph, use)
+        reason = graph
+    use.roles[role] = reason
+    kind = type(runner.model)
+    if want is True and (kind, reason) not in _warned:
+        _warned.add((kind, reason))
+        logger.warning("%s is decoded uncompiled: %s.", kind.__name__, reason)
+    return runner
+
+
+def note_uncompiled(model: PreTrainedModel, seconds: float, tokens: int) -> None:
+    """Remembers what decoding without a graph took, for "auto" to weigh."""
+    known = _known.setdefault(model, _Known())
+    known.seconds += seconds
+    known.tokens += tokens
+
+
+def _graph(runner: ModelRunner, want: Compile, tokens: int) -> Graph | str:
+    """The model's graph, or why there is none."""
+    model, here = runner.model, environment()
+    known = _known.setdefault(model, _Known())
+    loaded = known.graphs.get(here)
+    now = stamp(model)
+    if loaded is not None and loaded[0] == now:
+        return loaded[1]
+    if here in known.refusals:
+        return known.refusals[here]
+    saved = _SAVED * _uncompiled_seconds(runner, known, tokens) if want == "auto" else float("inf")
+    if saved < _LOAD_SECONDS:
+        return "the call is too short for it to pay"
+    store, key = Store(), key_of(model)
+    try:
+        found = store.find(key)
+        if found is None:
+            if saved < building.expected_seconds(runner):
+                return "no package is on disk, and building one would not pay yet"
+            found = _built(runner, store, key)
+    except SpecdecError:
+        raise
+    except Exception as error:  # whatever torch's compiler raises: the model decodes uncompiled
+        known.refusals[here] = f"it cannot be captured ({_first_line(error)})"
+        return known.refusals[here]
+    package, file = found
+    graph = Graph(building.load(file), package.memory, package.widest)
+    problem = _problem(runner, graph)
+    if problem is not None:
+        store.remove(key)
+        known.refusals[here] = problem
+        return problem
+    known.graphs[here] = (now, graph)
+    return graph
+
+
+def _built(runner: ModelRunner, store: Store, key: str) -> tuple[Package, pathlib.Path]:
+    with store.locked(key):
+        found = store.find(key)  # by another process meanwhile
+        if found is not None:
+            return found
+        package, file = building.build(runner, _memory_shapes(runner), store, key)
+        package = replace(package, widest=_widest(runner, Graph(building.load(file), package.memory)))
+        return package, store.put(package, file)
+
+
+def _problem(runner: ModelRunner, graph: Graph) -> str | None:
+    """Why a graph is not to be trusted: its logits, over ragged rows, a rejection and a tree, are not the model's."""
+    own = relative_error(runner)
+    error = relative_error(CompiledRunner(runner, graph, GraphUse()))
+    if agrees(error, tolerance(runner.dtype, own)):
+        return None
+    return f"its graph gave other logits than the model (relative error {error:.2g}, the model's own {own:.2g})"
+
+
+def _uncompiled_seconds(runner: ModelRunner, known: _Known, tokens: int) -> float:
+    """What has been spent without a graph, and may be in this call."""
+    each = known.seconds / known.tokens if known.tokens else _step_seconds(runner)
+    return known.seconds + each * tokens
+
+
+@torch.inference_mode()
+def _step_seconds(runner: ModelRunner) -> float:
+    """Seconds of an uncompiled forward of one token."""
+    return _seconds(runner, width=1, repeats=3)
+
+
+@torch.inference_mode()
+def _widest(runner: ModelRunner, graph: Graph) -> int | None:
+    """Where to leave wide windows to the uncompiled model: its library's products may be better there."""
+    compiled_seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), _WIDE, repeats=5)
+    return _WIDE // 2 if _seconds(runner, _WIDE, repeats=5) < compiled_seconds else None
+
+
+def _seconds(runner: ModelRunner, width: int, repeats: int) -> float:
+    """Median time of a prompt's forward over `width` tokens."""
+    width = min(width, runner.max_positions or width)
+    tokens = torch.zeros(1, width, dtype=torch.int64, device=runner.device)
+    nothing, lengths = Proposal.empty(1, runner.device), torch.tensor([width], device=runner.device)
+    cache = runner.new_cache(1, width)
+    times = []
+    for _ in range(repeats):
+        window = build_window(tokens, lengths, cache.lengths, nothing, Plan(width, width, masked=False, level=True))
+        begun = perf_counter()
+        runner.forward(window, cache, keep=1)
+        times.append(perf_counter() - begun)
+        cache.commit(torch.zeros_like(lengths))
+    return median(times[1:])
+
+
+@torch.no_grad()
+def _memory_shapes(runner: ModelRunner) -> Sequence[MemoryShape]:
+    """Heads, width of a key and of a value of each attention layer, as a forward of one token shows them."""
+    whole = [replace(kind, window=None) for kind in runner.kinds]
+    cache = type(runner.new_cache(1, 1))(whole, 1, runner.device, 1)
+    tokens, one = torch.zeros(1, 1, dtype=torch.int64, device=runner.device), torch.ones(1, dtype=torch.int64)
+    plan = Plan(1, 1, masked=False, level=True)
+    window = build_window(tokens, one.to(runner.device), cache.lengths, Proposal.empty(1, runner.device), plan)
+    runner.forward(window, cache, keep=1)
+    buffers = cache.buffers()
+    return [
+        (int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in zip(buffers[::2], buffers[1::2], strict=True)
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

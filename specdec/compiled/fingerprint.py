@@ -1,0 +1,108 @@
+"""What a compiled package depends on, as one key: the model's weights and code, versions, threads, the processor."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import pathlib
+import platform
+import sys
+import weakref
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._inductor import cpu_vec_isa
+from transformers import PreTrainedModel
+
+_SAMPLES = 32  # values of each weight that are compared at each call
+_hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[object, str]] = weakref.WeakKeyDictionary()
+
+
+def key_of(model: PreTrainedModel) -> str:
+    """Names the package of this model, as it is now, on this machine, with this number of threads.
+
+    Frozen packages hold the weights, so that these are hashed byte by byte the first time (a second a gigabyte) and
+    whenever they have changed.
+    """
+    parts = [weights_hash(model), _structure(model), str(model.dtype), str(model.device), environment()]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def stamp(model: PreTrainedModel) -> object:
+    """Changes with the weights: where they lie, torch's count of writes, and a few values of each.
+
+    The values notice what writes through `.data`, which torch does not count.
+    """
+    tensors = [t for _, t in _tensors(model)]
+    samples = [t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLES)] for t in tensors if t.numel()]
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for sample in samples:
+        by_dtype.setdefault(sample.dtype, []).append(sample)
+    values = tuple(_bytes(torch.cat(kin)) for kin in by_dtype.values())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), values
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """Of all parameters and buffers, with their names and shapes."""
+    now = stamp(model)
+    known = _hashes.get(model)
+    if known is not None and known[0] == now:
+        return known[1]
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in _tensors(model):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(_bytes(tensor.detach()))
+    _hashes[model] = (now, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.reshape(-1).contiguous().cpu()
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _structure(model: PreTrainedModel) -> str:
+    """The modules, the config and the code of the model's own file (transformers' version covers its own)."""
+    config: dict[str, Any] = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"):
+        config.pop(name, None)
+    kind = type(model)
+    source = "" if kind.__module__.startswith("transformers.") else _source(kind.__module__)
+    return "\n".join([f"{kind.__module__}.{kind.__qualname__}", source, repr(model), json.dumps(config, default=str)])
+
+
+@cache
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):
+        return module
+
+
+def environment() -> str:
+    """Versions, processor and threads."""
+    return f"{_machine()} threads {torch.get_num_threads()}"
+
+
+@cache
+def _machine() -> str:
+    here = pathlib.Path(__file__).parent
+    own = hashlib.blake2b(b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))), digest_size=8).hexdigest()
+    isa = str(cpu_vec_isa.pick_vec_isa()) if not torch.cuda.is_available() else ""
+    flags = ""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        flags = hashlib.blake2b(" ".join(sorted(lines[0].split())).encode(), digest_size=8).hexdigest() if lines else ""
+    versions = f"torch {torch.__version__} transformers {transformers.__version__} specdec {own}"
+    return f"{versions} {platform.system()} {platform.machine()} {isa} {flags}"

@@ -1,0 +1,159 @@
+"""A model whose windows run as a compiled graph, over the same cache as the uncompiled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from specdec.cache import RollbackCache
+from specdec.compiled.build import Run
+from specdec.compiled.graph import MemoryShape
+from specdec.prompt import PromptInputs
+from specdec.stats import GraphUse
+from specdec.target import ModelRunner, TargetOutput
+from specdec.types import Proposal
+from specdec.window import Window
+
+_KEPT_WIDTH = 32  # constants of windows up to this width are kept
+_CHUNK = 512  # a prompt's window: scores of all its tokens against all slots stand in memory at once
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A compiled step.
+
+    Args:
+        run: the package's entry.
+        memory: see `Package.memory`.
+        widest: windows of more tokens are run uncompiled, which is faster there; None if it never is.
+    """
+
+    run: Run
+    memory: Sequence[MemoryShape]
+    widest: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """What all windows of one shape have in common: each token looks at those before it, and follows the last."""
+
+    offsets: Tensor  # [B, W]
+    related: Tensor  # [B, W, W]
+    steps: Tensor  # [W]
+    none_valid: Tensor  # [B]
+
+    @classmethod
+    def of(cls, batch_size: int, width: int, device: torch.device) -> _Chain:
+        steps = torch.arange(width, device=device)
+        related = (steps[None] <= steps[:, None]).expand(batch_size, -1, -1).contiguous()
+        none = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return cls(steps.expand(batch_size, -1).contiguous(), related, steps, none)
+
+
+class CompiledRunner(ModelRunner):
+    """Runs the windows of one call through a graph.
+
+    Args:
+        runner: the same model, uncompiled.
+        graph: its compiled step.
+        use: counts calls and seconds.
+    """
+
+    compiled = True
+
+    def __init__(self, runner: ModelRunner, graph: Graph, use: GraphUse) -> None:
+        vars(self).update(vars(runner))
+        self._graph = graph
+        self._use = use
+        self._chains: dict[tuple[int, int], _Chain] = {}
+        self.longest_window = _CHUNK
+
+    def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
+        """A cache whose layers all keep everything; windows are a matter of masks in the graph."""
+        kinds = [replace(kind, window=None) for kind in self.kinds]
+        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine=True)
+        cache.allocate(self._graph.memory, self.dtype)
+        return cache
+
+    def forward(
+        self,
+        window: Window,
+        cache: RollbackCache,
+        keep: int | Sequence[int],
+        prompt: PromptInputs | None = None,
+        *,
+        is_prompt: bool = False,
+        hidden_states: bool = False,
+    ) -> TargetOutput:
+        """As the uncompiled runner's, which takes over where the graph does not serve."""
+        width = window.tokens.shape[1]
+        too_wide = self._graph.widest is not None and width > self._graph.widest
+        if too_wide or hidden_states or prompt is not None:
+            return super().forward(window, cache, keep, prompt, is_prompt=is_prompt, hidden_states=hidden_states)
+        cache.begin(window.slots, window.extent, window.level, None, window.is_kept)
+        starts = window.slots[:, 0]
+        related = None
+        if window.mask is not None and window.ancestors is not None:
+            related = window.mask.gather(2, window.slots[:, None, :].expand(-1, width, -1))
+        wanted = range(width - keep, width) if isinstance(keep, int) else keep
+        kept = torch.tensor(list(wanted), device=self.device)
+        offsets = window.positions - starts[:, None]
+        _, logits = self.run(window.tokens, starts, cache, keep=kept, offsets=offsets, related=related)
+        return TargetOutput(logits, None)
+
+    def verify(self, last: Tensor, proposal: Proposal, num_valid: Tensor, cache: RollbackCache, extent: int) -> Tensor:
+        """Greedy verification of a chain behind one committed token, in one graph.
+
+        Args:
+            last: [B, 1] int64, each row's last committed token, which the cache lacks.
+            num_valid: [B] int64, nodes of each row that count.
+            extent: slots in use afterwards.
+
+        Returns:
+            [B, 2 + N] int64: accepted tokens, then the target's choices, of which one more than accepted are the
+            round's tokens.
+        """
+        cache.reserve(extent)
+        return self.run(torch.cat([last, proposal.tokens], dim=1), cache.lengths, cache, num_valid=num_valid)[0]
+
+    def run(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        cache: RollbackCache,
+        *,
+        keep: Tensor | None = None,
+        num_valid: Tensor | None = None,
+        offsets: Tensor | None = None,
+        related: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One call of the graph; see `StepGraph.forward`. What is omitted is that of a chain, all of it kept."""
+        batch_size, width = tokens.shape
+        chain = self._chain(batch_size, width)
+        inputs = [
+            tokens.contiguous(),
+            chain.offsets if offsets is None else offsets.contiguous(),
+            chain.related if related is None else related.contiguous(),
+            starts.contiguous(),
+            chain.none_valid if num_valid is None else num_valid,
+            chain.steps if keep is None else keep,
+            *cache.buffers(),
+        ]
+        begun = perf_counter()
+        outcome, logits = self._graph.run(inputs)
+        self._use.seconds += perf_counter() - begun
+        self._use.calls += 1
+        return outcome, logits
+
+    def _chain(self, batch_size: int, width: int) -> _Chain:
+        key = (batch_size, width)
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = _Chain.of(batch_size, width, self.device)
+            if width <= _KEPT_WIDTH:
+                self._chains[key] = chain
+        return chain

@@ -1,0 +1,210 @@
+"""Compiled packages on disk: found by key, checked before they are loaded, bounded in bytes.
+
+A package is native code, so a foreign one would be run as the user. The folder belongs to the user alone, and a
+package counts only if a manifest beside it, written last, names its length and hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from specdec.errors import OptionError
+
+_FORMAT = 1
+_DEFAULT_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One compiled model.
+
+    Args:
+        key: see `fingerprint.key_of`.
+        model: its class, for people.
+        num_bytes, sha256: of the package file.
+        seconds: that building took.
+        memory: heads, width of a key and of a value of each attention layer.
+        widest: windows of more tokens run faster uncompiled; None if none do.
+    """
+
+    key: str
+    model: str
+    num_bytes: int
+    sha256: str
+    seconds: float
+    memory: list[tuple[int, int, int]]
+    widest: int | None = None
+
+
+class Store:
+    """The folder of packages.
+
+    Args:
+        folder: by default $SPECDEC_CACHE, else `specdec` in $XDG_CACHE_HOME or ~/.cache.
+        most_bytes: what all packages may hold; by default $SPECDEC_CACHE_BYTES, else 8 GiB. The ones that have not
+            been used for longest go first.
+
+    Raises:
+        OptionError: the folder belongs to someone else, or others may write to it.
+    """
+
+    def __init__(self, folder: pathlib.Path | None = None, most_bytes: int | None = None) -> None:
+        self.folder = folder or _default_folder()
+        self.most_bytes = most_bytes if most_bytes is not None else _default_bytes()
+
+    def find(self, key: str) -> tuple[Package, pathlib.Path] | None:
+        """The package of a key, if it is there and whole; a broken one is removed."""
+        if not self._is_ours():
+            return None
+        manifest, file = self._paths(key)
+        try:
+            package = _read(manifest)
+        except (OSError, ValueError, TypeError, KeyError):
+            if manifest.exists() or file.exists():
+                self.remove(key)
+            return None
+        if package.key != key or not _is_whole(file, package):
+            self.remove(key)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(manifest)  # used now
+        return package, file
+
+    def put(self, package: Package, built: pathlib.Path) -> pathlib.Path:
+        """Takes over a built file, then its manifest; makes room for it. Returns where it lies."""
+        self._make()
+        manifest, file = self._paths(package.key)
+        os.replace(built, file)
+        temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"format": _FORMAT, **asdict(package)}))
+        os.replace(temporary, manifest)
+        self._evict(keep=package.key)
+        return file
+
+    def packages(self) -> list[Package]:
+        """All that is there, the one used last first."""
+        if not self.folder.is_dir():
+            return []
+        found = []
+        for manifest in sorted(self.folder.glob("*.json"), key=_used, reverse=True):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                found.append(_read(manifest))
+        return found
+
+    def remove(self, key: str) -> None:
+        """Forgets a package."""
+        for path in self._paths(key):  # the manifest first: what is left behind never counts
+            path.unlink(missing_ok=True)
+
+    def clear(self) -> int:
+        """Forgets all packages, half-written ones too; returns the bytes freed."""
+        freed = 0
+        if self.folder.is_dir():
+            for path in [p for kind in ("*.json", "*.pt2", "*.tmp", "*.lock") for p in self.folder.glob(kind)]:
+                freed += path.stat().st_size
+                path.unlink(missing_ok=True)
+        return freed
+
+    def temporary(self, key: str) -> pathlib.Path:
+        """Where a package may be built, in the same file system."""
+        self._make()
+        return self.folder / f"{key}.{os.getpid()}.tmp.pt2"
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """One process builds a package; others wait, and find it there."""
+        import fcntl  # not on Windows, where `support` refuses
+
+        self._make()
+        with open(self.folder / f"{key}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _paths(self, key: str) -> tuple[pathlib.Path, pathlib.Path]:
+        return self.folder / f"{key}.json", self.folder / f"{key}.pt2"
+
+    def _make(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._is_ours():
+            raise OptionError(
+                f"the folder of compiled packages, {self.folder}, belongs to another user or can be written by others, "
+                "who could put code into it: chmod it to 700, or name another with SPECDEC_CACHE."
+            )
+
+    def _is_ours(self) -> bool:
+        if not self.folder.is_dir():
+            return False
+        status = self.folder.stat()
+        return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+    def _evict(self, keep: str) -> None:
+        packages = self.packages()
+        total = sum(p.num_bytes for p in packages)
+        for package in reversed(packages):
+            if total <= self.most_bytes:
+                break
+            if package.key != keep:
+                self.remove(package.key)
+                total -= package.num_bytes
+        for stray in self.folder.glob("*.tmp*"):  # of builds that were cut off
+            if time.time() - _used(stray) > 24 * 3600:
+                stray.unlink(missing_ok=True)
+
+
+def describe(key: str, model: str, built: pathlib.Path, seconds: float, memory: list[tuple[int, int, int]]) -> Package:
+    """The manifest of a file that has just been built."""
+    return Package(key, model, built.stat().st_size, _sha256(built), seconds, memory)
+
+
+def _read(manifest: pathlib.Path) -> Package:
+    fields = json.loads(manifest.read_text())
+    if fields.pop("format") != _FORMAT:
+        raise ValueError("another version's manifest")
+    fields["memory"] = [tuple(shape) for shape in fields["memory"]]
+    return Package(**fields)
+
+
+def _is_whole(file: pathlib.Path, package: Package) -> bool:
+    try:
+        status = file.lstat()
+        ours = status.st_uid == os.getuid() and not status.st_mode & 0o022
+        return ours and status.st_size == package.num_bytes and _sha256(file) == package.sha256
+    except OSError:
+        return False
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _used(path: pathlib.Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _default_folder() -> pathlib.Path:
+    named = os.environ.get("SPECDEC_CACHE")
+    if named:
+        return pathlib.Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "specdec"
+
+
+def _default_bytes() -> int:
+    named = os.environ.get("SPECDEC_CACHE_BYTES")
+    if named is None:
+        return _DEFAULT_BYTES
+    if not named.isdecimal():
+        raise OptionError(f"SPECDEC_CACHE_BYTES must be a number of bytes, got {named!r}.")
+    return int(named)

@@ -1,0 +1,88 @@
+"""Which models can be made a graph: the reason why not, in words that a user can act on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from torch import nn
+from torch._inductor import exc
+from torch._inductor.cpp_builder import get_cpp_compiler
+from transformers.utils.generic import is_flash_attention_requested
+
+from specdec.compiled.store import Store
+from specdec.target import ModelRunner
+from specdec.wrapped import is_wrapped_call
+
+MAX_LAYERS = 128  # a graph is as long as the model is deep, and so is its compilation
+
+
+def why_not(runner: ModelRunner) -> str | None:
+    """Why this model decodes uncompiled; None if nothing is known against a graph."""
+    return _memory(runner) or _model(runner) or _machine(runner)
+
+
+def _memory(runner: ModelRunner) -> str | None:
+    layout = runner.layout
+    if runner.attends_to_encoder:
+        return "an encoder-decoder: its cross-attention is not part of the graph"
+    if runner.replays:
+        return "recurrent state, which a graph cannot put back by changing a length"
+    if layout.level or layout.stepwise:
+        return "its rows must be level (no position or mask per row), which the graph does not do"
+    if len({kind.window for kind in runner.kinds if kind.window is not None}) > 1:
+        return "sliding windows of several sizes"
+    if is_flash_attention_requested(runner.model.config):
+        return "flash attention, which takes no mask per row: load the model with attn_implementation='sdpa'"
+    return None
+
+
+def _model(runner: ModelRunner) -> str | None:
+    model: Any = runner.model
+    if model.training:
+        return "the model is in training mode: call model.eval()"
+    if is_wrapped_call(model):
+        return "the model is already under torch.compile"
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        return "quantised weights"
+    if any(_has_hooks(module) for module in model.modules()):
+        return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
+    if _has_adapters(model):
+        return "PEFT adapters: merge them first, with peft_model.merge_and_unload()"
+    if len({t.device for t in (*model.parameters(), *model.buffers())}) > 1:
+        return "its weights are on several devices"
+    if len({p.dtype for p in model.parameters()}) > 1:
+        return "its weights have several dtypes"
+    if runner.num_layers > MAX_LAYERS:
+        return f"{runner.num_layers} layers, more than {MAX_LAYERS}"
+    return None
+
+
+def _machine(runner: ModelRunner) -> str | None:
+    device = runner.device.type
+    if device != "cpu":
+        return f"compiled steps on {device} are not built yet"
+    if os.name != "posix":
+        return "compiled packages need Linux or macOS"
+    weights = sum(p.numel() * p.element_size() for p in runner.model.parameters())
+    most = Store().most_bytes
+    if weights > most:
+        return f"a package holds a copy of the weights ({weights:,} bytes), and SPECDEC_CACHE_BYTES allows {most:,}"
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError):
+        return "no C++ compiler was found: install g++ or clang, or set CXX"
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    peft: Any = sys.modules.get("peft")
+    if peft is None:
+        return False
+    layer = peft.tuners.tuners_utils.BaseTunerLayer
+    return any(isinstance(module, layer) for module in model.modules())
