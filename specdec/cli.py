@@ -32,14 +32,22 @@ from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, SpecdecError
 from specdec.generate import SpeculativeDecoder
 from specdec.loop import Committed
+from specdec.packages import packages
 from specdec.pieces import Pieces
 from specdec.stats import SpeculationStats
+from specdec.types import Compile
 
 app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the same output, only sooner.")
+app.add_typer(packages, name="cache")
 DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_COMPILE: dict[str, Compile] = {"yes": True, "no": False, "auto": "auto"}
 _DRAFT_HELP = "Draft model, 'ngram' or 'none'; if omitted the bundled draft, with --target ngram."
 _DTYPE_HELP = "bfloat16, float16, float32 or auto: bfloat16 where the device computes in it, else float32."
+_COMPILE_HELP = (
+    "yes, no or auto: run compiled graphs. yes builds what is missing, which takes a minute or two, once for a model; "
+    "auto uses what is there."
+)
 _CHAT_HELP = "The prompt is a user's message: put it into the tokenizer's chat template."
 _TEMPLATE_HELP = "Jinja file to use in place of the tokenizer's chat template, with --chat."
 
@@ -204,6 +212,7 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message, with --chat.")] = None,
     chat_template: Annotated[pathlib.Path | None, typer.Option(help=_TEMPLATE_HELP)] = None,
     num_draft_tokens: Annotated[str, typer.Option("--num-draft-tokens", "-k", help="An integer, or 'auto'.")] = "auto",
+    compile: Annotated[str, typer.Option("--compile", help=_COMPILE_HELP)] = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
@@ -228,7 +237,8 @@ def generate(
         text = _read_prompt(prompt, file, target)
         conversation = _read_chat(chat, system, chat_template)
         loaded = _load(target, draft, _DTYPES.get(dtype) or native_dtype(device), device)
-        decoder = SpeculativeDecoder(loaded.drafter, "auto" if num_draft_tokens == "auto" else int(num_draft_tokens))
+        count: Any = "auto" if num_draft_tokens == "auto" else int(num_draft_tokens)
+        decoder = SpeculativeDecoder(loaded.drafter, count, compile=_COMPILE[compile])
         text, inputs = encode_prompt(loaded.tokenizer, text, conversation)
         arguments: dict[str, Any] = {
             "input_ids": inputs["input_ids"].to(device),
@@ -307,6 +317,9 @@ def _run(
     new, reference = fast.sequences[0, length:].tolist(), plain[0, length:].tolist()
     rates = [n / statistics.median(s) for n, s in ((len(reference), plain_seconds), (len(new), fast_seconds))]
     console.print(_table(rates, fast.speculation))
+    graphs = _graphs(fast.speculation)
+    if graphs is not None:
+        console.print(graphs)
     console.print(_verdict(loaded, arguments, new, reference))
 
 
@@ -323,6 +336,14 @@ def _table(rates: list[float], stats: SpeculationStats) -> Table:
         f"{stats.acceptance_rate:.2f}",
     )
     return table
+
+
+def _graphs(stats: SpeculationStats) -> Text | None:
+    """One line: what ran compiled, and why not the rest."""
+    roles = stats.graphs.roles
+    if not roles:
+        return None
+    return Text("; ".join(f"{role}: {how}" for role, how in roles.items()), style="dim")
 
 
 def _verdict(loaded: Loaded, arguments: dict[str, Any], new: list[int], reference: list[int]) -> Text:

@@ -72,14 +72,24 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """What a round's forward gave, on the device; pending and width, which the host knows."""
+    """What a round's forward gave.
 
-    new: Tensor  # [B, D + 1] int64, committed tokens; what follows a row's next token is undefined
-    acceptance: Acceptance  # of the proposal as it was drafted
-    num_drafted: Tensor  # [B] int64, depth of each row's proposal
-    pending: list[int]  # committed tokens of each row in the window
-    width: int  # tokens a row of the window
-    record: Callable[[list[int]], None] | None = None  # keeps what the caller wants to see
+    Args:
+        outcome: [B, 3 + D + 1] int64: depth of each row's proposal; accepted tokens; whether the drafter broke its
+            contract; the committed tokens, of which what follows the next token is undefined.
+        proposal: as it was drafted, but for what had to be repaired.
+        acceptance: of the proposal.
+        pending: committed tokens of each row in the window.
+        width: tokens a row of the window.
+        record: keeps what the caller wants to see, given the accepted tokens.
+    """
+
+    outcome: Tensor
+    proposal: Proposal
+    acceptance: Callable[[], Acceptance]
+    pending: list[int]
+    width: int
+    record: Callable[[list[int]], None] | None = None
 
 
 @dataclass(slots=True)
@@ -219,13 +229,11 @@ class Decoding:
         """One target forward and its consequences; returns the cache's lengths."""
         state = self.state
         drafting_done = perf_counter()
-        proposal, broken = proposal.repaired(state.vocab_size)
         if self._is_one_graph(proposal):
             round_ = self._run_graph(cache, seen, proposal)
         else:
             round_ = self._run(cache, seen, proposal, limit)
-        outcome = [round_.num_drafted[:, None], round_.acceptance.num_accepted[:, None], broken[:, None], round_.new]
-        host = torch.cat(outcome, dim=1).tolist()  # the round's host sync
+        host = round_.outcome.tolist()  # the round's host sync
         self.stats.host_syncs += 1
         self._check(host)
         num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
@@ -234,12 +242,12 @@ class Decoding:
         self._account(num_drafted, num_accepted, round_.width, drafting_done)
         if round_.record is not None:
             round_.record(num_accepted)
-        if proposal.num_nodes:
-            self.session.observe(proposal, round_.acceptance, num_accepted)
+        if proposal.num_nodes and self.session.observes:
+            self.session.observe(round_.proposal, round_.acceptance(), num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
         kept = cache.retained([p + a for p, a in zip(round_.pending, num_accepted, strict=True)])
         seen = [s + k for s, k in zip(seen, kept, strict=True)]
-        state.extend(round_.new, round_.acceptance.num_accepted + 1, host_new)
+        state.extend_by(round_.outcome, host_new)
         staying = self._publish(host_new, num_accepted, num_drafted)
         if len(staying) < state.batch_size:
             staying = self._drop_rows(cache, staying)
@@ -261,20 +269,15 @@ class Decoding:
         assert isinstance(self.target, CompiledRunner)
         state, width = self.state, 1 + proposal.num_nodes
         last = torch.tensor([row[-1:] for row in state.host_tokens], device=state.device)
-        num_valid = proposal.valid.sum(1)
-        outcome = self.target.verify(last, proposal, num_valid, cache, max(seen) + width)
-        num_accepted, new = outcome[:, 0], outcome[:, 1:]
-        cache.commit(num_accepted + 1)
-        steps = torch.arange(proposal.num_nodes, device=state.device)
-        path = torch.where(steps < num_accepted[:, None], steps, -1)
-        acceptance = Acceptance(path, num_accepted, new.gather(1, num_accepted[:, None])[:, 0])
-        return _Round(new, acceptance, num_valid, [1] * state.batch_size, width)
+        outcome = self.target.verify(last, proposal, cache, max(seen) + width)
+        return _Round(outcome, proposal, partial(_accepted, outcome), [1] * state.batch_size, width)
 
     def _run(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> _Round:
         """The round's forward, whatever the window and the rule."""
         state, layout = self.state, self.target.layout
         ends = state.host_ends(layout.level)
-        nodes = None
+        proposal, broken = proposal.repaired(state.vocab_size)
+        drafted, nodes = proposal, None
         if not (layout.trees or proposal.is_chain):
             proposal, nodes = proposal.first_chain()
         if self.target.replays:
@@ -290,13 +293,14 @@ class Decoding:
         path = F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))  # node indices, 0 = root
         # A tree's path is moved together; a row of a tree has one pending token, the root.
         cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else path)
-        new = acceptance.tokens(proposal)
+        counts = [_depths(proposal)[:, None], acceptance.num_accepted[:, None], broken[:, None]]
+        outcome = torch.cat([*counts, acceptance.tokens(proposal)], dim=1)
         record = None
         if self.recorder is not None:
             record = partial(self._record, self.recorder, window, output, path, scores=scores, logits=logits)
         if nodes is not None:
             acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
-        return _Round(new, acceptance, _depths(proposal), pending, width, record)
+        return _Round(outcome, drafted, lambda: acceptance, pending, width, record)
 
     def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
         """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
@@ -405,6 +409,14 @@ def _prompt_slots(window: Window) -> list[Tensor]:
 def _in_tree(path: Tensor, nodes: Tensor) -> Tensor:
     """[B, D] indices in a chain, -1 padded -> the tree's own, by nodes [B, N]."""
     return torch.where(path >= 0, nodes.gather(1, path.clamp(min=0)), -1)
+
+
+def _accepted(outcome: Tensor) -> Acceptance:
+    """What a compiled round says about a chain, as drafters see it."""
+    num_accepted, tokens = outcome[:, 1], outcome[:, 3:]
+    steps = torch.arange(tokens.shape[1] - 1, device=outcome.device)
+    path = torch.where(steps < num_accepted[:, None], steps, -1)
+    return Acceptance(path, num_accepted, tokens.gather(1, num_accepted[:, None])[:, 0])
 
 
 def _depths(proposal: Proposal) -> Tensor:

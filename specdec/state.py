@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class DecodeState:
         packed = left_aligned(ids, mask)
         behind = torch.arange(packed.shape[1], device=device) >= self._lengths[:, None]
         self._tokens[:, : packed.shape[1]] = packed.masked_fill(behind, 0)
-        self._unwritten: list[tuple[Tensor, Tensor]] = []  # rounds that nobody has asked about on the device yet
+        self._unwritten: list[Callable[[], tuple[Tensor, Tensor]]] = []  # rounds that nobody has asked about yet
         self.requests = torch.arange(len(rows), device=device)
         self.host_requests = list(range(len(rows)))
         longest = max(self.prompt_lengths)
@@ -122,14 +122,22 @@ class DecodeState:
 
     def extend(self, new: Tensor, num_new: Tensor, host_new: Sequence[Sequence[int]]) -> None:
         """Appends num_new [B] of new [B, D + 1] to each row; host_new are the same tokens on the host."""
-        self._unwritten.append((new, num_new))  # a compiled round asks for none of it
+        self._extend(lambda: (new, num_new), host_new)
+
+    def extend_by(self, outcome: Tensor, host_new: Sequence[Sequence[int]]) -> None:
+        """Appends a round's tokens: outcome [B, 3 + D + 1] int64, [:, 1] accepted ones, [:, 3:] the tokens."""
+        self._extend(lambda: (outcome[:, 3:], outcome[:, 1] + 1), host_new)
+
+    def _extend(self, new: Callable[[], tuple[Tensor, Tensor]], host_new: Sequence[Sequence[int]]) -> None:
+        self._unwritten.append(new)  # compiled rounds ask for none of it
         self._coins = None
         for row, values in zip(self.host_tokens, host_new, strict=True):
             row.extend(values)
 
     def _write(self) -> None:
         """Brings the device's tokens up to date."""
-        for new, num_new in self._unwritten:
+        for unwritten in self._unwritten:
+            new, num_new = unwritten()
             steps = torch.arange(new.shape[1], device=self.device)
             last = self._tokens.shape[1] - 1
             where = (self._lengths[:, None] + steps).clamp(max=last)
@@ -141,7 +149,9 @@ class DecodeState:
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """Keeps the given rows, in that order; index is the same on the device."""
-        self._write()
+        if rows:
+            self._write()
+        self._unwritten.clear()
         self._tokens, self._lengths, self.requests = self._tokens[index], self._lengths[index], self.requests[index]
         self._offsets, self._host_offsets = self._offsets[index], [self._host_offsets[r] for r in rows]
         self._coins = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -52,6 +53,7 @@ class Proposal:
     q: Tensor | None = None  # [B, M, Vq] draft distributions, one per expanded parent
     q_index: Tensor | None = None  # [B, N] int64, the row of q that each token was drawn from
     law: Law = Law.GIVEN
+    is_whole: bool = False  # all nodes are valid, as the host knows
 
     @property
     def num_nodes(self) -> int:
@@ -64,8 +66,8 @@ class Proposal:
     @classmethod
     def empty(cls, batch_size: int, device: torch.device) -> Proposal:
         """Nothing to propose: the step is ordinary decoding."""
-        none = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
-        return cls(none, none, none.bool(), depth=0, width=0)
+        none, _, never = (_chain_parts if torch.compiler.is_compiling() else _kept_chain_parts)(batch_size, 0, device)
+        return cls(none, none, never, depth=0, width=0, is_whole=True)
 
     @classmethod
     def chain(cls, tokens: Tensor, valid: Tensor | None = None, q: Tensor | None = None) -> Proposal:
@@ -78,17 +80,18 @@ class Proposal:
                 not sampled (argmax, retrieval).
         """
         batch_size, num_nodes = tokens.shape
-        steps = torch.arange(num_nodes, device=tokens.device)
-        nodes = steps.expand(batch_size, num_nodes)
+        parts = _chain_parts if torch.compiler.is_compiling() else _kept_chain_parts
+        nodes, parents, everything = parts(batch_size, num_nodes, tokens.device)
         return cls(
             tokens=tokens,
-            parents=nodes - 1,
-            valid=torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid,
+            parents=parents,
+            valid=everything if valid is None else valid,
             depth=num_nodes,
             width=min(1, num_nodes),
             q=q,
             q_index=None if q is None else nodes,
             law=Law.GIVEN if q is None else Law.IID,
+            is_whole=valid is None,
         )
 
     def first_chain(self) -> tuple[Proposal, Tensor]:
@@ -118,7 +121,8 @@ class Proposal:
         if min(limit) >= self.num_nodes:
             return self
         steps = torch.arange(self.num_nodes, device=self.tokens.device)
-        return replace(self, valid=self.valid & (steps < torch.tensor(limit, device=self.tokens.device)[:, None]))
+        valid = self.valid & (steps < torch.tensor(limit, device=self.tokens.device)[:, None])
+        return replace(self, valid=valid, is_whole=False)
 
     def check(self, batch_size: int) -> None:
         """Raises DrafterError if the shapes or dtypes break the contract; never looks at values."""
@@ -167,6 +171,15 @@ class Proposal:
             q_index = q_index.clamp(0, self.q.shape[1] - 1)
             broken = broken | (((q_index != self.q_index) | ~fair.gather(1, q_index)) & valid)
         return replace(self, tokens=tokens, parents=parents, valid=valid, q_index=q_index), broken.any(1)
+
+
+def _chain_parts(batch_size: int, num_nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, parents and validity [B, N] of whole chains; never written to."""
+    nodes = torch.arange(num_nodes, device=device).expand(batch_size, num_nodes)
+    return nodes, nodes - 1, torch.ones(batch_size, num_nodes, dtype=torch.bool, device=device)
+
+
+_kept_chain_parts = lru_cache(maxsize=64)(_chain_parts)  # four operations a round less
 
 
 @dataclass(frozen=True, slots=True)

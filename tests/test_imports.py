@@ -28,7 +28,7 @@ ROOMS = [
     ["bundled", "arbitrate", "generate"],
     ["attach"],
     ["__init__"],
-    ["check"],
+    ["check", "packages"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

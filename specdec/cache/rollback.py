@@ -64,6 +64,7 @@ class RollbackCache(Cache):
         super().__init__(layers=layers)
         self.cross = DynamicCache()  # an encoder's keys and values, the same at every step
         self.snapshot_bytes = 0
+        self._buffers: tuple[tuple[int, int], list[Tensor]] | None = None  # for rows and capacity as given
         self._num_loose = 0  # tokens a row of the open window that may be rejected
         self._covered = [0]  # tokens a row behind each snapshot of the open window, and behind its last forward
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -160,12 +161,11 @@ class RollbackCache(Cache):
 
     def buffers(self) -> list[Tensor]:
         """Keys and values [B, H, capacity, D] of each attention layer in turn, of the active rows."""
-        batch_size, out = len(self.lengths), []
-        for layer in self._attention:
-            for buffer in (layer.keys, layer.values):
-                assert buffer is not None
-                out.append(buffer if buffer.shape[0] == batch_size else buffer[:batch_size])
-        return out
+        key = (self.lengths.shape[0], self.capacity)
+        if self._buffers is None or self._buffers[0] != key:
+            every = [b for layer in self._attention for b in (layer.keys, layer.values) if b is not None]
+            self._buffers = key, [b if b.shape[0] == key[0] else b[: key[0]] for b in every]
+        return self._buffers[1]
 
     def key_slots(self, window: int) -> Tensor:
         """[B or 1, K] the slots of the keys that layers of this sliding window attend to; negative where there is none.
@@ -223,6 +223,11 @@ class RollbackCache(Cache):
         self.lengths.add_(num_kept)
         self._opening.is_open = False
 
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Closes the window of attention layers: each row keeps so many tokens in all, as the host knows."""
+        self.lengths = torch.tensor(lengths, device=self.lengths.device)
+        self._opening.is_open = False
+
     def _restore_states(self, num_kept: Tensor) -> Tensor:
         """Each row's states as of the latest forward that it keeps wholly; returns the tokens [B] up to there."""
         covered = torch.tensor(self._covered, device=num_kept.device)
@@ -243,6 +248,7 @@ class RollbackCache(Cache):
         self.history = self.history.select(rows.tolist())
 
     def _select(self, rows: Tensor, extent: int) -> None:
+        self._buffers = None
         for layer in self._attention:
             if layer.is_initialized:
                 layer.select_rows(rows, extent)

@@ -20,22 +20,12 @@ from torch import Tensor
 from transformers.utils import logging as hf_logging
 
 from specdec.compiled.graph import MemoryShape, StepGraph, example, free_sizes
+from specdec.compiled.options import OPTIONS, WITH_RIVALS
 from specdec.compiled.store import Package, Store, describe
 from specdec.target import ModelRunner
 
 logger = logging.getLogger("specdec")
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
-
-# docs/performance.md has what each of these gave.
-_OPTIONS: dict[str, Any] = {
-    "freezing": True,  # weights become constants, laid out as the products read them
-    "max_autotune": True,
-    "max_autotune_gemm_backends": "CPP,ATEN",
-    "realize_opcount_threshold": 8,
-    # Without a rival of torch's own, inductor's products need no trial runs: a third of the time to build.
-    "test_configs.autotune_choice_name_regex": r"^(?!(mm|addmm|_linear_pointwise.*)$)",
-}
-_WITH_RIVALS = {**_OPTIONS, "test_configs.autotune_choice_name_regex": None}  # where a product has no other choice
 
 
 def expected_seconds(runner: ModelRunner) -> float:
@@ -64,9 +54,9 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
             )
             show("compiling")
             try:
-                _compile(program, file, _OPTIONS)
+                _compile(program, file, OPTIONS)
             except Exception:
-                _compile(program, file, _WITH_RIVALS)
+                _compile(program, file, WITH_RIVALS)
     except BaseException:
         file.unlink(missing_ok=True)
         raise

@@ -81,6 +81,7 @@ class StepGraph(nn.Module):
         self._keeps_logits = runner.takes("logits_to_keep")
         self._last_position = None if runner.max_positions is None else runner.max_positions - 1
         self._dtype = runner.dtype
+        self._vocab_size = runner.vocab_size
 
     def forward(
         self,
@@ -91,7 +92,7 @@ class StepGraph(nn.Module):
         num_valid: Tensor,
         keep: Tensor,
         memory: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Runs a window and verifies the chain in it.
 
         Args:
@@ -104,17 +105,21 @@ class StepGraph(nn.Module):
             memory: keys [B, H, n, D] and values of each layer in turn; written in place.
 
         Returns:
-            outcome [B, 1 + K] int64: how many drafted tokens are their predecessor's argmax, in a chain that begins at
-            keep[0]; then the argmax at each kept token, which are the accepted tokens and the one behind them.
+            outcome [B, 3 + K] int64: drafted tokens; how many are accepted, each being its predecessor's argmax, in a
+            chain behind token keep[0]; 1 where an id is outside the vocabulary; then the argmax at each kept
+            token, which are the accepted tokens and the one behind them.
+            ends [B] int64: the slot behind the last accepted token.
             logits [B, K, V].
         """
         width, num_slots, device = tokens.shape[1], memory[0].shape[2], tokens.device
+        known = tokens.clamp(0, self._vocab_size - 1)
+        broken = (known != tokens).any(1)
         slots = starts[:, None] + torch.arange(width, device=device)
         positions = starts[:, None] + offsets
         if self._last_position is not None:  # padding may stand behind the end
             positions = positions.clamp(max=self._last_position)
         kwargs: dict[str, Any] = {
-            "input_ids": tokens,
+            "input_ids": known,
             "attention_mask": self._mask(offsets, related, starts, num_slots),
         }
         if self._takes_positions:
@@ -133,7 +138,8 @@ class StepGraph(nn.Module):
         follows = tokens[:, keep].roll(-1, 1)  # the token behind each; the last one's is its first, and is not valid
         is_drafted = torch.arange(choice.shape[1], device=device) < num_valid[:, None]
         num_accepted = ((follows == choice) & is_drafted).to(torch.int64).cumprod(1).sum(1)
-        return torch.cat([num_accepted[:, None], choice], dim=1), logits
+        counts = torch.stack([num_valid, num_accepted, broken.to(torch.int64)], dim=1)
+        return torch.cat([counts, choice], dim=1), starts + keep[0] + num_accepted + 1, logits
 
     def _mask(self, offsets: Tensor, related: Tensor, starts: Tensor, num_slots: int) -> Any:
         """What `window.build_window` and `sliding_mask` say, for all slots of the buffers."""

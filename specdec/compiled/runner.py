@@ -45,13 +45,14 @@ class _Chain:
     related: Tensor  # [B, W, W]
     steps: Tensor  # [W]
     none_valid: Tensor  # [B]
+    all_valid: Tensor  # [B]
 
     @classmethod
     def of(cls, batch_size: int, width: int, device: torch.device) -> _Chain:
         steps = torch.arange(width, device=device)
         related = (steps[None] <= steps[:, None]).expand(batch_size, -1, -1).contiguous()
         none = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        return cls(steps.expand(batch_size, -1).contiguous(), related, steps, none)
+        return cls(steps.expand(batch_size, -1).contiguous(), related, steps, none, none + (width - 1))
 
 
 class CompiledRunner(ModelRunner):
@@ -102,23 +103,28 @@ class CompiledRunner(ModelRunner):
         wanted = range(width - keep, width) if isinstance(keep, int) else keep
         kept = torch.tensor(list(wanted), device=self.device)
         offsets = window.positions - starts[:, None]
-        _, logits = self.run(window.tokens, starts, cache, keep=kept, offsets=offsets, related=related)
+        _, _, logits = self.run(window.tokens, starts, cache, keep=kept, offsets=offsets, related=related)
         return TargetOutput(logits, None)
 
-    def verify(self, last: Tensor, proposal: Proposal, num_valid: Tensor, cache: RollbackCache, extent: int) -> Tensor:
+    def verify(self, last: Tensor, proposal: Proposal, cache: RollbackCache, extent: int) -> Tensor:
         """Greedy verification of a chain behind one committed token, in one graph.
+
+        The cache's lengths are those of what is kept afterwards.
 
         Args:
             last: [B, 1] int64, each row's last committed token, which the cache lacks.
-            num_valid: [B] int64, nodes of each row that count.
             extent: slots in use afterwards.
 
         Returns:
-            [B, 2 + N] int64: accepted tokens, then the target's choices, of which one more than accepted are the
-            round's tokens.
+            outcome [B, 4 + N] int64; see `StepGraph.forward`.
         """
         cache.reserve(extent)
-        return self.run(torch.cat([last, proposal.tokens], dim=1), cache.lengths, cache, num_valid=num_valid)[0]
+        tokens = torch.cat([last, proposal.tokens], dim=1) if proposal.num_nodes else last
+        num_valid = None
+        if proposal.num_nodes:
+            num_valid = self._chain(*tokens.shape).all_valid if proposal.is_whole else proposal.valid.cumprod(1).sum(1)
+        outcome, cache.lengths, _ = self.run(tokens, cache.lengths, cache, num_valid=num_valid)
+        return outcome
 
     def run(
         self,
@@ -130,7 +136,7 @@ class CompiledRunner(ModelRunner):
         num_valid: Tensor | None = None,
         offsets: Tensor | None = None,
         related: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One call of the graph; see `StepGraph.forward`. What is omitted is that of a chain, all of it kept."""
         batch_size, width = tokens.shape
         chain = self._chain(batch_size, width)
@@ -144,10 +150,10 @@ class CompiledRunner(ModelRunner):
             *cache.buffers(),
         ]
         begun = perf_counter()
-        outcome, logits = self._graph.run(inputs)
+        outcome, ends, logits = self._graph.run(inputs)
         self._use.seconds += perf_counter() - begun
         self._use.calls += 1
-        return outcome, logits
+        return outcome, ends, logits
 
     def _chain(self, batch_size: int, width: int) -> _Chain:
         key = (batch_size, width)

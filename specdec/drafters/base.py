@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class DraftSession:
-    """One call's drafting state."""
+    """One call's drafting state.
+
+    Attributes:
+        observes: `observe` is of interest to it.
+    """
+
+    observes = True
 
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
         """Proposes at most limit[b] >= 0 tokens of depth for row b of `state`; at least one limit is > 0.

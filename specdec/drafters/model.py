@@ -187,23 +187,27 @@ class CompiledSession(ModelSession):
         same = runner.vocab_size == state.vocab_size
         self._is_greedy = same and not state.sampler.do_sample and not state.sampler.processors
         self._second = torch.ones(1, dtype=torch.int64, device=state.device)
-        self._starts = self._cache.lengths  # [B] the slot of each row's last token but one
+        self._starts = self._cache.lengths  # [B] the slot of the next token to feed
         self._choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
 
     def _num_pending(self, state: DecodeState) -> Tensor:
-        pending = [len(row) - seen for row, seen in zip(state.host_tokens, self._seen, strict=True)]
-        return torch.tensor(pending, device=state.device)
+        return self._pending  # only the host's lengths count here
+
+    def _commit(self, drafted: Sequence[int], num_drafted: Tensor) -> None:
+        self._seen = [n + d for n, d in zip(self._lengths, drafted, strict=True)]
+        self._cache.cut(self._seen)
 
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
-        self._starts = torch.tensor([n - 2 for n in lengths], device=state.device)
         if any(n - s > 2 or n < 2 for n, s in zip(lengths, self._seen, strict=True)):
             self._choice = None
+            self._starts = torch.tensor(lengths, device=state.device)
             return super()._catch_up(state, lengths)
+        starts = torch.tensor([n - 2 for n in lengths], device=state.device)
         tokens = torch.tensor([row[-2:] for row in state.host_tokens], device=state.device)
-        return self._run(state, tokens, self._starts, max(lengths), self._second)
+        return self._run(state, tokens, starts, max(lengths), self._second)
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:
-        return self._run(state, token[:, None], self._starts + (step + 1), max(lengths) + step)
+        return self._run(state, token[:, None], self._starts, max(lengths) + step)
 
     def _run(
         self, state: DecodeState, tokens: Tensor, starts: Tensor, extent: int, keep: Tensor | None = None
@@ -211,9 +215,12 @@ class CompiledSession(ModelSession):
         """Logits [B, V] after the last of the tokens [B, W]."""
         self._forwards += 1
         self._cache.reserve(extent)
-        tokens = tokens.clamp(0, self._runner.vocab_size - 1)
-        outcome, logits = self._graph.run(tokens, starts, self._cache, keep=keep)
-        self._choice = outcome[:, 1] if self._is_greedy else None
+        if not self._is_greedy:
+            tokens = tokens.clamp(0, self._runner.vocab_size - 1)
+        outcome, self._starts, logits = self._graph.run(tokens, starts, self._cache, keep=keep)
+        if self._is_greedy:
+            self._choice = outcome[:, 3]
+            return logits
         return self._as_wide_as_target(state, logits[:, 0])
 
     def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:

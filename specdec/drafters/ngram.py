@@ -43,6 +43,8 @@ class NgramIndex:
 
 
 class NgramSession(DraftSession):
+    observes = False
+
     def __init__(self, batch_size: int, min_ngram: int, max_ngram: int) -> None:
         self._indexes = [NgramIndex(min_ngram, max_ngram) for _ in range(batch_size)]
 
