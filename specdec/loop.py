@@ -32,7 +32,7 @@ from specdec.stats import SpeculationStats
 from specdec.stopping import Limits, Stopping
 from specdec.target import ModelRunner, TargetOutput, at_nodes, kept_logits
 from specdec.trace import Source, Trace
-from specdec.types import Acceptance, Proposal
+from specdec.types import Acceptance, Proposal, int_tensor
 from specdec.verify import block, greedy, rejection
 from specdec.window import Window, ancestor_matrix
 
@@ -242,8 +242,8 @@ class Decoding:
         self._account(num_drafted, num_accepted, round_.width, drafting_done)
         if round_.record is not None:
             round_.record(num_accepted)
-        if proposal.num_nodes and self.session.observes:
-            self.session.observe(round_.proposal, round_.acceptance(), num_accepted)
+        if proposal.num_nodes:
+            self._tell(round_, num_accepted)
         host_new = [h[3 : 3 + a + 1] for h, a in zip(host, num_accepted, strict=True)]
         kept = cache.retained([p + a for p, a in zip(round_.pending, num_accepted, strict=True)])
         seen = [s + k for s, k in zip(seen, kept, strict=True)]
@@ -253,6 +253,13 @@ class Decoding:
             staying = self._drop_rows(cache, staying)
             seen = [seen[r] for r in staying]
         return seen
+
+    def _tell(self, round_: _Round, num_accepted: list[int]) -> None:
+        """Lets the drafter know what became of its proposal, as far as it wants to."""
+        if self.session.observes == "acceptance":
+            self.session.observe(round_.proposal, round_.acceptance(), num_accepted)
+        elif self.session.observes == "counts":
+            self.session.observe_counts(round_.proposal, num_accepted)
 
     def _is_one_graph(self, proposal: Proposal) -> bool:
         """Forward, acceptance and lengths are one compiled call: nothing is asked for that needs the logits."""
@@ -268,7 +275,7 @@ class Decoding:
         """A greedy chain, each row with one pending token: what `_run` does, in one call."""
         assert isinstance(self.target, CompiledRunner)
         state, width = self.state, 1 + proposal.num_nodes
-        last = torch.tensor([row[-1:] for row in state.host_tokens], device=state.device)
+        last = int_tensor([row[-1:] for row in state.host_tokens], state.device)
         outcome = self.target.verify(last, proposal, cache, max(seen) + width)
         return _Round(outcome, proposal, partial(_accepted, outcome), [1] * state.batch_size, width)
 

@@ -6,8 +6,9 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,6 +172,11 @@ class Proposal:
             q_index = q_index.clamp(0, self.q.shape[1] - 1)
             broken = broken | (((q_index != self.q_index) | ~fair.gather(1, q_index)) & valid)
         return replace(self, tokens=tokens, parents=parents, valid=valid, q_index=q_index), broken.any(1)
+
+
+def int_tensor(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Nested lists of integers as int64; on the CPU a few times as fast as torch.tensor."""
+    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)
 
 
 def _chain_parts(batch_size: int, num_nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,10 +48,7 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
     try:
         with _shown(name) as show, _undisturbed():
             show("tracing")
-            inputs = example(shapes, runner.dtype, runner.device)
-            program = torch.export.export(
-                StepGraph(runner), inputs, dynamic_shapes=free_sizes(2 * len(shapes)), strict=False
-            )
+            program = trace(runner, shapes)
             show("compiling")
             try:
                 _compile(program, file, OPTIONS)
@@ -63,6 +60,13 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
     seconds = time.perf_counter() - begun
     logger.warning("compiled %s in %.0f seconds; kept in %s.", name, seconds, store.folder)
     return describe(key, name, file, seconds, list(shapes)), file
+
+
+def trace(runner: ModelRunner, shapes: Sequence[MemoryShape]) -> torch.export.ExportedProgram:
+    """The model's step as a graph, not compiled yet."""
+    inputs, sizes = example(shapes, runner.dtype, runner.device), free_sizes(2 * len(shapes))
+    with contextlib.redirect_stderr(io.StringIO()):  # all of a graph that cannot be made
+        return torch.export.export(StepGraph(runner), inputs, dynamic_shapes=sizes, strict=False)
 
 
 def _compile(program: torch.export.ExportedProgram, file: pathlib.Path, options: dict[str, Any]) -> None:

@@ -16,11 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.compiled import build as building
-from specdec.compiled.fingerprint import environment, key_of, stamp
+from specdec.compiled.fingerprint import Survey, environment, key_of, survey
 from specdec.compiled.graph import MemoryShape
 from specdec.compiled.runner import CompiledRunner, Graph
 from specdec.compiled.store import Package, Store
-from specdec.compiled.support import why_not
+from specdec.compiled.support import why_not, why_not_here
 from specdec.errors import SpecdecError
 from specdec.probe import agrees, relative_error, tolerance
 from specdec.stats import GraphUse
@@ -62,10 +62,11 @@ def compiled(
     """
     if want is False:
         return runner
-    reason = why_not(runner)
+    seen = survey(runner.model)
+    reason = why_not(runner, seen)
     if reason is None:
         with _LOCK:  # a second thread waits for the first one's package
-            graph = _graph(runner, want, tokens)
+            graph = _graph(runner, seen, want, tokens)
         if isinstance(graph, Graph):
             use.roles[role] = "compiled"
             return CompiledRunner(runner, graph, use)
@@ -85,20 +86,23 @@ def note_uncompiled(model: PreTrainedModel, seconds: float, tokens: int) -> None
     known.tokens += tokens
 
 
-def _graph(runner: ModelRunner, want: Compile, tokens: int) -> Graph | str:
+def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Graph | str:
     """The model's graph, or why there is none."""
     model, here = runner.model, environment()
     known = _known.setdefault(model, _Known())
     loaded = known.graphs.get(here)
-    now = stamp(model)
+    now = seen.stamp()
     if loaded is not None and loaded[0] == now:
         return loaded[1]
     if here in known.refusals:
         return known.refusals[here]
+    reason = why_not_here(runner, seen)
+    if reason is not None:
+        return reason
     saved = _SAVED * _uncompiled_seconds(runner, known, tokens) if want == "auto" else float("inf")
     if saved < _LOAD_SECONDS:
         return "the call is too short for it to pay"
-    store, key = Store(), key_of(model)
+    store, key = Store(), key_of(model, now)
     try:
         found = store.find(key)
         if found is None:

@@ -10,6 +10,7 @@ import platform
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,37 +21,74 @@ from torch._inductor import cpu_vec_isa
 from transformers import PreTrainedModel
 
 _OWN = ("attention.py", "graph.py", "options.py")  # the files beside this one that decide what is in a package
+_INERT = "transformers.utils.output_capturing"  # its hooks stay on a model, and do nothing while nobody asks
 _SAMPLES = 32  # values of each weight that are compared at each call
 _hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[object, str]] = weakref.WeakKeyDictionary()
 
 
-def key_of(model: PreTrainedModel) -> str:
+def key_of(model: PreTrainedModel, stamp: object = None) -> str:
     """Names the package of this model, as it is now, on this machine, with this number of threads.
 
     Frozen packages hold the weights, so that these are hashed byte by byte the first time (a second a gigabyte) and
     whenever they have changed.
+
+    Args:
+        stamp: of the weights as they are now, if it is known already.
     """
-    parts = [weights_hash(model), _structure(model), str(model.dtype), str(model.device), environment()]
+    parts = [weights_hash(model, stamp), _structure(model), str(model.dtype), str(model.device), environment()]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def stamp(model: PreTrainedModel) -> object:
-    """Changes with the weights: where they lie, torch's count of writes, and a few values of each.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a walk over a model's modules shows; made at each call, so it must be quick.
 
-    The values notice what writes through `.data`, which torch does not count.
+    Args:
+        tensors: parameters and buffers, each once.
+        is_hooked: a module has hooks.
     """
-    tensors = [t for _, t in _tensors(model)]
-    samples = [t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLES)] for t in tensors if t.numel()]
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for sample in samples:
-        by_dtype.setdefault(sample.dtype, []).append(sample)
-    values = tuple(_bytes(torch.cat(kin)) for kin in by_dtype.values())
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), values
+
+    tensors: list[Tensor]
+    is_hooked: bool
+
+    @torch.no_grad()
+    def stamp(self) -> object:
+        """Changes with the weights: where they lie, torch's count of writes, and a few values of each.
+
+        The values notice what writes through `.data`, which torch does not count.
+        """
+        samples: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in self.tensors:
+            size = tensor.numel()
+            flat = tensor if tensor.is_contiguous() else tensor.contiguous()
+            taken = min(size, _SAMPLES)
+            if taken:
+                samples.setdefault(flat.dtype, []).append(flat.as_strided((taken,), (size // taken,)))
+        values = tuple(_bytes(torch.cat(kin)) for kin in samples.values())
+        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.tensors), values
 
 
-def weights_hash(model: PreTrainedModel) -> str:
+def survey(model: nn.Module) -> Survey:
+    """Walks over the modules once."""
+    tensors: dict[int, Tensor] = {}
+    is_hooked, seen, waiting = False, set[int](), [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        is_hooked |= "_hf_hook" in module.__dict__ or any(getattr(h, "__module__", "") != _INERT for h in hooks)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                tensors[id(tensor)] = tensor
+        waiting.extend(m for m in module._modules.values() if m is not None)
+    return Survey(list(tensors.values()), is_hooked)
+
+
+def weights_hash(model: PreTrainedModel, stamp: object = None) -> str:
     """Of all parameters and buffers, with their names and shapes."""
-    now = stamp(model)
+    now = survey(model).stamp() if stamp is None else stamp
     known = _hashes.get(model)
     if known is not None and known[0] == now:
         return known[1]

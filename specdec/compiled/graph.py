@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 from specdec.cache.layers import NoLayer
 from specdec.compiled.attention import NAME
 from specdec.target import ModelRunner
+from specdec.window import to_additive
 
 MemoryShape = tuple[int, int, int]  # heads, and the widths of a key and of a value
 
@@ -148,16 +149,13 @@ class StepGraph(nn.Module):
         inside = place.clamp(min=0).clamp(max=width - 1)
         kin = related.gather(2, inside[:, None, :].expand(batch_size, width, num_slots))
         seen = (place < 0)[:, None, :] | (kin & (place < width)[:, None, :])
-        full = self._additive(seen)
+        full = to_additive(seen, self._dtype)
         if not self._windows:
             return full
         (size,) = self._windows
         position = torch.where(place < 0, place, offsets.gather(1, inside))  # counted from the start
-        sliding = self._additive(seen & (offsets[:, :, None] - position[:, None, :] < size))
+        sliding = to_additive(seen & (offsets[:, :, None] - position[:, None, :] < size), self._dtype)
         return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
-
-    def _additive(self, mask: Tensor) -> Tensor:
-        return torch.where(mask, 0.0, torch.finfo(self._dtype).min).to(self._dtype)[:, None]
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -168,6 +166,8 @@ def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
         config: Any = getattr(module, "config", None)
         if config is not None and getattr(config, "_attn_implementation", NAME) != NAME:
             config._attn_implementation = NAME
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "batched_mm"  # the others choose experts on the host
     return clone
 
 

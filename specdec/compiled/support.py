@@ -11,6 +11,7 @@ from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
 from transformers.utils.generic import is_flash_attention_requested
 
+from specdec.compiled.fingerprint import Survey
 from specdec.compiled.store import Store
 from specdec.target import ModelRunner
 from specdec.wrapped import is_wrapped_call
@@ -18,9 +19,9 @@ from specdec.wrapped import is_wrapped_call
 MAX_LAYERS = 128  # a graph is as long as the model is deep, and so is its compilation
 
 
-def why_not(runner: ModelRunner) -> str | None:
-    """Why this model decodes uncompiled; None if nothing is known against a graph."""
-    return _memory(runner) or _model(runner) or _machine(runner)
+def why_not(runner: ModelRunner, survey: Survey) -> str | None:
+    """Why this model decodes uncompiled; None if nothing is known against a graph of it."""
+    return _memory(runner) or _model(runner, survey)
 
 
 def _memory(runner: ModelRunner) -> str | None:
@@ -38,7 +39,7 @@ def _memory(runner: ModelRunner) -> str | None:
     return None
 
 
-def _model(runner: ModelRunner) -> str | None:
+def _model(runner: ModelRunner, survey: Survey) -> str | None:
     model: Any = runner.model
     if model.training:
         return "the model is in training mode: call model.eval()"
@@ -46,26 +47,27 @@ def _model(runner: ModelRunner) -> str | None:
         return "the model is already under torch.compile"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return "quantised weights"
-    if any(_has_hooks(module) for module in model.modules()):
+    if survey.is_hooked:
         return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
     if _has_adapters(model):
         return "PEFT adapters: merge them first, with peft_model.merge_and_unload()"
-    if len({t.device for t in (*model.parameters(), *model.buffers())}) > 1:
+    if len({t.device for t in survey.tensors}) > 1:
         return "its weights are on several devices"
-    if len({p.dtype for p in model.parameters()}) > 1:
+    if len({t.dtype for t in survey.tensors if isinstance(t, nn.Parameter)}) > 1:
         return "its weights have several dtypes"
     if runner.num_layers > MAX_LAYERS:
         return f"{runner.num_layers} layers, more than {MAX_LAYERS}"
     return None
 
 
-def _machine(runner: ModelRunner) -> str | None:
+def why_not_here(runner: ModelRunner, survey: Survey) -> str | None:
+    """Why no package of a model can be made or used on this machine."""
     device = runner.device.type
     if device != "cpu":
         return f"compiled steps on {device} are not built yet"
     if os.name != "posix":
         return "compiled packages need Linux or macOS"
-    weights = sum(p.numel() * p.element_size() for p in runner.model.parameters())
+    weights = sum(t.numel() * t.element_size() for t in survey.tensors)
     most = Store().most_bytes
     if weights > most:
         return f"a package holds a copy of the weights ({weights:,} bytes), and SPECDEC_CACHE_BYTES allows {most:,}"
@@ -74,10 +76,6 @@ def _machine(runner: ModelRunner) -> str | None:
     except (exc.InvalidCxxCompiler, RuntimeError):
         return "no C++ compiler was found: install g++ or clang, or set CXX"
     return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 def _has_adapters(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ depends on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -24,10 +24,11 @@ class DraftSession:
     """One call's drafting state.
 
     Attributes:
-        observes: `observe` is of interest to it.
+        observes: what it wants to know of a verified proposal: the "acceptance" (`observe`), the "counts" of accepted
+            tokens only (`observe_counts`), which spares a compiled round some operations, or "nothing".
     """
 
-    observes = True
+    observes: Literal["acceptance", "counts", "nothing"] = "acceptance"
 
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
         """Proposes at most limit[b] >= 0 tokens of depth for row b of `state`; at least one limit is > 0.
@@ -39,6 +40,9 @@ class DraftSession:
 
     def observe(self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int]) -> None:
         """What became of the last proposal, before `state` grows; num_accepted is the acceptance's, on the host."""
+
+    def observe_counts(self, proposal: Proposal, num_accepted: Sequence[int]) -> None:
+        """The same as `observe`, for sessions that look at the host's counts only."""
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """The given rows stay, in that order; index is the same as a device tensor."""

@@ -23,7 +23,7 @@ from specdec.prompt import Encoded, PromptInputs
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
 from specdec.target import ModelRunner, at_nodes, input_device, kept_logits, parameters
-from specdec.types import Acceptance, Proposal
+from specdec.types import Acceptance, Proposal, int_tensor
 from specdec.window import Window
 from specdec.wrapped import unwrap
 
@@ -181,6 +181,8 @@ class CompiledSession(ModelSession):
     changes nothing, and rows that accepted everything are like the others.
     """
 
+    observes = "counts"
+
     def __init__(self, runner: CompiledRunner, state: DecodeState) -> None:
         super().__init__(runner, state)
         self._graph = runner
@@ -193,17 +195,21 @@ class CompiledSession(ModelSession):
     def _num_pending(self, state: DecodeState) -> Tensor:
         return self._pending  # only the host's lengths count here
 
+    def observe_counts(self, proposal: Proposal, num_accepted: Sequence[int]) -> None:
+        # As in `observe`: the last drafted token was never fed.
+        self._seen = [n + min(a, proposal.depth - 1) for n, a in zip(self._lengths, num_accepted, strict=True)]
+
     def _commit(self, drafted: Sequence[int], num_drafted: Tensor) -> None:
         self._seen = [n + d for n, d in zip(self._lengths, drafted, strict=True)]
-        self._cache.cut(self._seen)
 
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         if any(n - s > 2 or n < 2 for n, s in zip(lengths, self._seen, strict=True)):
             self._choice = None
-            self._starts = torch.tensor(lengths, device=state.device)
+            self._starts = int_tensor(lengths, state.device)
+            self._cache.cut(self._seen)
             return super()._catch_up(state, lengths)
-        starts = torch.tensor([n - 2 for n in lengths], device=state.device)
-        tokens = torch.tensor([row[-2:] for row in state.host_tokens], device=state.device)
+        starts = int_tensor([n - 2 for n in lengths], state.device)
+        tokens = int_tensor([row[-2:] for row in state.host_tokens], state.device)
         return self._run(state, tokens, starts, max(lengths), self._second)
 
     def _feed(self, state: DecodeState, token: Tensor, lengths: list[int], step: int) -> Tensor:

@@ -43,7 +43,7 @@ class NgramIndex:
 
 
 class NgramSession(DraftSession):
-    observes = False
+    observes = "nothing"
 
     def __init__(self, batch_size: int, min_ngram: int, max_ngram: int) -> None:
         self._indexes = [NgramIndex(min_ngram, max_ngram) for _ in range(batch_size)]
