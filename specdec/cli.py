@@ -230,6 +230,8 @@ def generate(
         raise typer.BadParameter(f"--dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
     if num_draft_tokens != "auto" and not num_draft_tokens.isdecimal():
         raise typer.BadParameter(f"--num-draft-tokens must be an integer or 'auto', got {num_draft_tokens!r}.")
+    if compile not in _COMPILE:
+        raise typer.BadParameter(f"--compile must be {', '.join(_COMPILE)}, got {compile!r}.")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)

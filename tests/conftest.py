@@ -14,6 +14,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # tests import `models` 
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_packages_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the suite compiles is not kept, and what the user has compiled does not speed it up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECDEC_CACHE", str(tmp_path_factory.mktemp("cache") / "packages"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _global_rng_is_put_back() -> Iterator[None]:
     """Tests neither depend on each other's draws nor disturb them."""

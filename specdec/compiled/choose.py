@@ -39,8 +39,8 @@ _LOCK = threading.Lock()
 class _Known:
     """What this process knows of a model."""
 
-    graphs: dict[str, tuple[object, Graph]] = field(default_factory=dict)  # by environment: the weights' stamp
-    refusals: dict[str, str] = field(default_factory=dict)  # by environment
+    graphs: dict[str, tuple[object, Graph]] = field(default_factory=dict)  # by environment, with the model's stamp
+    refusals: dict[str, tuple[object, str]] = field(default_factory=dict)  # likewise
     seconds: float = 0.0  # decoded uncompiled under "auto"
     tokens: int = 0
 
@@ -94,8 +94,9 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     now = seen.stamp()
     if loaded is not None and loaded[0] == now:
         return loaded[1]
-    if here in known.refusals:
-        return known.refusals[here]
+    refusal = known.refusals.get(here)
+    if refusal is not None and refusal[0] == now:
+        return refusal[1]
     reason = why_not_here(runner, seen)
     if reason is not None:
         return reason
@@ -103,23 +104,26 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     if saved < _LOAD_SECONDS:
         return "the call is too short for it to pay"
     store, key = Store(), key_of(model, now)
+    found = store.find(key)
+    if found is None and saved < building.expected_seconds(runner):
+        return "no package is on disk, and building one would not pay yet"
     try:
-        found = store.find(key)
-        if found is None:
-            if saved < building.expected_seconds(runner):
-                return "no package is on disk, and building one would not pay yet"
-            found = _built(runner, store, key)
-    except SpecdecError:
+        package, file = found or _built(runner, store, key)
+    except (SpecdecError, MemoryError):
         raise
     except Exception as error:  # whatever torch's compiler raises: the model decodes uncompiled
-        known.refusals[here] = f"it cannot be captured ({_first_line(error)})"
-        return known.refusals[here]
-    package, file = found
-    graph = Graph(building.load(file), package.memory, package.widest)
-    problem = _problem(runner, graph)
+        reason = f"it cannot be captured ({_first_line(error)})"
+        if not isinstance(error, OSError):  # a full disk may pass
+            known.refusals[here] = (now, reason)
+        return reason
+    try:
+        graph = Graph(building.load(file), package.memory, package.widest)
+        problem = _problem(runner, graph)
+    except Exception as error:
+        problem = f"its package cannot be run ({_first_line(error)})"
     if problem is not None:
         store.remove(key)
-        known.refusals[here] = problem
+        known.refusals[here] = (now, problem)
         return problem
     known.graphs[here] = (now, graph)
     return graph

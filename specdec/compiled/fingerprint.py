@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 _OWN = ("attention.py", "graph.py", "options.py")  # the files beside this one that decide what is in a package
 _INERT = "transformers.utils.output_capturing"  # its hooks stay on a model, and do nothing while nobody asks
+_PLAIN = frozenset((bool, int, float, str, tuple, type(None)))  # attributes of modules that a graph takes for constants
+_NO_PART = ("name_or_path", "generate")  # attributes that say nothing about a forward
 _SAMPLES = 32  # values of each weight that are compared at each call
 _hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[object, str]] = weakref.WeakKeyDictionary()
 
@@ -46,14 +48,18 @@ class Survey:
     Args:
         tensors: parameters and buffers, each once.
         is_hooked: a module has hooks.
+        structure: the modules' classes and their plain attributes, as text; the same in another process.
+        configs: their configs, each once.
     """
 
     tensors: list[Tensor]
     is_hooked: bool
+    structure: str
+    configs: list[Any]
 
     @torch.no_grad()
     def stamp(self) -> object:
-        """Changes with the weights: where they lie, torch's count of writes, and a few values of each.
+        """Changes with the model: structure and configs, where its weights lie, torch's count of writes, some values.
 
         The values notice what writes through `.data`, which torch does not count.
         """
@@ -65,12 +71,15 @@ class Survey:
             if taken:
                 samples.setdefault(flat.dtype, []).append(flat.as_strided((taken,), (size // taken,)))
         values = tuple(_bytes(torch.cat(kin)) for kin in samples.values())
-        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.tensors), values
+        places = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.tensors)
+        return places, values, self.structure, tuple(str(vars(config)) for config in self.configs)
 
 
 def survey(model: nn.Module) -> Survey:
     """Walks over the modules once."""
     tensors: dict[int, Tensor] = {}
+    configs: dict[int, Any] = {}
+    structure: list[str] = []
     is_hooked, seen, waiting = False, set[int](), [model]
     while waiting:
         module = waiting.pop()
@@ -79,11 +88,21 @@ def survey(model: nn.Module) -> Survey:
         seen.add(id(module))
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         is_hooked |= "_hf_hook" in module.__dict__ or any(getattr(h, "__module__", "") != _INERT for h in hooks)
+        structure.append(f"{len(waiting)} {type(module).__module__}.{type(module).__qualname__}")
+        for name, value in module.__dict__.items():
+            if name.startswith("_") or name in _NO_PART:
+                continue
+            if type(value) in _PLAIN:
+                structure.append(f"{name}={value!r}")
+            elif hasattr(value, "to_dict"):
+                configs[id(value)] = value
+            elif hasattr(value, "__qualname__"):
+                structure.append(f"{name}={value.__module__}.{value.__qualname__}")
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 tensors[id(tensor)] = tensor
         waiting.extend(m for m in module._modules.values() if m is not None)
-    return Survey(list(tensors.values()), is_hooked)
+    return Survey(list(tensors.values()), is_hooked, "\n".join(structure), list(configs.values()))
 
 
 def weights_hash(model: PreTrainedModel, stamp: object = None) -> str:
@@ -117,7 +136,7 @@ def _structure(model: PreTrainedModel) -> str:
         config.pop(name, None)
     kind = type(model)
     source = "" if kind.__module__.startswith("transformers.") else _source(kind.__module__)
-    return "\n".join([f"{kind.__module__}.{kind.__qualname__}", source, repr(model), json.dumps(config, default=str)])
+    return "\n".join([source, survey(model).structure, json.dumps(config, default=str)])
 
 
 @cache

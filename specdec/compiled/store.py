@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from dataclasses import asdict, dataclass
 from specdec.errors import OptionError
 
 _FORMAT = 1
+# What a store writes, but for locks.
+_FILE = re.compile(r"[0-9a-f]+(\.\d+\.tmp)?(\.json|\.pt2)|[0-9a-f]+\.\d+\.tmp")
 _DEFAULT_BYTES = 8 << 30
 
 
@@ -67,7 +70,7 @@ class Store:
         manifest, file = self._paths(key)
         try:
             package = _read(manifest)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             if manifest.exists() or file.exists():
                 self.remove(key)
             return None
@@ -82,9 +85,11 @@ class Store:
         """Takes over a built file, then its manifest; makes room for it. Returns where it lies."""
         self._make()
         manifest, file = self._paths(package.key)
+        built.chmod(0o600)  # whatever the umask: others may not write what is loaded as code
         os.replace(built, file)
         temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps({"format": _FORMAT, **asdict(package)}))
+        temporary.chmod(0o600)
         os.replace(temporary, manifest)
         self._evict(keep=package.key)
         return file
@@ -95,7 +100,7 @@ class Store:
             return []
         found = []
         for manifest in sorted(self.folder.glob("*.json"), key=_used, reverse=True):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            with contextlib.suppress(OSError, ValueError):
                 found.append(_read(manifest))
         return found
 
@@ -105,10 +110,10 @@ class Store:
             path.unlink(missing_ok=True)
 
     def clear(self) -> int:
-        """Forgets all packages, half-written ones too; returns the bytes freed."""
+        """Forgets all packages; returns the bytes freed. What is not a package's, or being built, stays."""
         freed = 0
-        if self.folder.is_dir():
-            for path in [p for kind in ("*.json", "*.pt2", "*.tmp", "*.lock") for p in self.folder.glob(kind)]:
+        if self._is_ours():
+            for path in [p for p in self.folder.iterdir() if _FILE.fullmatch(p.name) and not _is_being_built(p)]:
                 freed += path.stat().st_size
                 path.unlink(missing_ok=True)
         return freed
@@ -155,7 +160,7 @@ class Store:
                 self.remove(package.key)
                 total -= package.num_bytes
         for stray in self.folder.glob("*.tmp*"):  # of builds that were cut off
-            if time.time() - _used(stray) > 24 * 3600:
+            if not _is_being_built(stray):
                 stray.unlink(missing_ok=True)
 
 
@@ -165,11 +170,20 @@ def describe(key: str, model: str, built: pathlib.Path, seconds: float, memory: 
 
 
 def _read(manifest: pathlib.Path) -> Package:
-    fields = json.loads(manifest.read_text())
-    if fields.pop("format") != _FORMAT:
-        raise ValueError("another version's manifest")
-    fields["memory"] = [tuple(shape) for shape in fields["memory"]]
-    return Package(**fields)
+    """Raises ValueError for what `put` has not written."""
+    content = json.loads(manifest.read_text())
+    try:
+        if content.pop("format") != _FORMAT or not isinstance(content["num_bytes"], int):
+            raise ValueError("another version's manifest")
+        content["memory"] = [tuple(shape) for shape in content["memory"]]
+        return Package(**content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("no manifest") from error
+
+
+def _is_being_built(path: pathlib.Path) -> bool:
+    """A file that some process may still be writing."""
+    return ".tmp" in path.name and time.time() - _used(path) < 3600
 
 
 def _is_whole(file: pathlib.Path, package: Package) -> bool:
@@ -203,7 +217,7 @@ def _default_folder() -> pathlib.Path:
 
 def _default_bytes() -> int:
     named = os.environ.get("SPECDEC_CACHE_BYTES")
-    if named is None:
+    if not named:
         return _DEFAULT_BYTES
     if not named.isdecimal():
         raise OptionError(f"SPECDEC_CACHE_BYTES must be a number of bytes, got {named!r}.")

@@ -43,12 +43,12 @@ def _model(runner: ModelRunner, survey: Survey) -> str | None:
     model: Any = runner.model
     if model.training:
         return "the model is in training mode: call model.eval()"
-    if is_wrapped_call(model):
-        return "the model is already under torch.compile"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return "quantised weights"
     if survey.is_hooked:
         return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
+    if is_wrapped_call(model):
+        return "the model is already under torch.compile, or its forward has been replaced"
     if _has_adapters(model):
         return "PEFT adapters: merge them first, with peft_model.merge_and_unload()"
     if len({t.device for t in survey.tensors}) > 1:

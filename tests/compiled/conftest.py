@@ -1,0 +1,28 @@
+"""Each test of this directory has a folder of packages of its own, and models that nothing is known of."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from specdec.compiled import choose
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Where compiled packages are kept; made by the first one."""
+    return tmp_path / "packages"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever lies in the user's own folder has no effect, nor what earlier tests found out."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(folder))
+    monkeypatch.delenv("SPECDEC_CACHE_BYTES", raising=False)
+    choose._known.clear()
+    choose._warned.clear()
+    yield
+    choose._known.clear()
+    choose._warned.clear()
