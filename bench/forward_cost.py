@@ -1,6 +1,6 @@
 """What one forward costs by the number of tokens in it: this decides what speculation can give on a machine.
 
-python -m bench.forward_cost [--threads 2] [--context 128] [--batch 1] [--dtypes bfloat16,float32]
+python -m bench.forward_cost [--threads 2] [--context 128] [--batch 1] [--dtypes bfloat16,float32] [--compile]
 
 The ceiling is the speed-up over plain steps of the same loop if every drafted token were accepted, with no
 cost but the forwards': (k + 1) T(1) / (k D(1) + T(k + 1)), T the target's forward and D the draft's.
@@ -15,8 +15,12 @@ from time import perf_counter
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from bench.sides import pair
+from specdec.compiled import compiled
+from specdec.probe import probe
+from specdec.stats import GraphUse
 from specdec.target import ModelRunner
 from specdec.window import Window
 
@@ -57,22 +61,40 @@ def measure(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
     return {name: 1e3 * median(times) for name, times in seconds.items()}
 
 
-def table(dtype: torch.dtype, context: int, batch_size: int, repeats: int) -> list[list[str]]:
+def table(dtype: torch.dtype, context: int, batch_size: int, repeats: int, compile: bool) -> list[list[str]]:
     """Rows of milliseconds: the target's, the draft's, and the ceiling of speculation with k = width - 1."""
     target, draft, _ = pair(dtype)
+    runners = {"": (ModelRunner(target), ModelRunner(draft))}
+    if compile:
+        runners["compiled "] = (_graph(target), _graph(draft))
     calls = {
-        f"{name} {width}": forward_of(ModelRunner(model), context, batch_size, width)
+        f"{how}{name} {width}": forward_of(runner, context, batch_size, width)
         for width in WIDTHS
-        for name, model in (("target", target), ("draft", draft))
+        for how, both in runners.items()
+        for name, runner in zip(("target", "draft"), both, strict=True)
     }
     ms = measure(calls, repeats)
-    ceilings = [w * ms["target 1"] / ((w - 1) * ms["draft 1"] + ms[f"target {w}"]) for w in WIDTHS]
-    name = str(dtype).removeprefix("torch.")
-    return [
-        [f"{name} target, ms", *(f"{ms[f'target {w}']:.2f}" for w in WIDTHS)],
-        [f"{name} draft, ms", *(f"{ms[f'draft {w}']:.2f}" for w in WIDTHS)],
-        [f"{name} ceiling, k = q - 1", *(f"{c:.2f}" for c in ceilings)],
-    ]
+    dtype_name = str(dtype).removeprefix("torch.")
+    lines = []
+    for how in runners:
+        name = f"{dtype_name} {how}"
+        plain, drafted = ms[f"{how}target 1"], ms[f"{how}draft 1"]
+        ceilings = [w * plain / ((w - 1) * drafted + ms[f"{how}target {w}"]) for w in WIDTHS]
+        lines += [
+            [f"{name}target, ms", *(f"{ms[f'{how}target {w}']:.2f}" for w in WIDTHS)],
+            [f"{name}draft, ms", *(f"{ms[f'{how}draft {w}']:.2f}" for w in WIDTHS)],
+            [f"{name}ceiling, k = q - 1", *(f"{c:.2f}" for c in ceilings)],
+        ]
+    return lines
+
+
+def _graph(model: PreTrainedModel) -> ModelRunner:
+    """Runs the model compiled; built first where no package is on disk."""
+    runner, use = ModelRunner(model), GraphUse()
+    probe(runner)
+    runner = compiled(runner, True, 0, use, "target")
+    assert use.roles == {"target": "compiled"}, use.roles
+    return runner
 
 
 def main() -> None:
@@ -82,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--compile", action="store_true", help="compiled forwards as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.disable_progress_bar()
@@ -89,7 +112,7 @@ def main() -> None:
     lines = [header, ["---"] * len(header)]
     with torch.no_grad():
         for name in options.dtypes.split(","):
-            lines += table(getattr(torch, name), options.context, options.batch, options.repeats)
+            lines += table(getattr(torch, name), options.context, options.batch, options.repeats, options.compile)
     print("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 

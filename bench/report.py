@@ -86,9 +86,15 @@ def _sides(infos: Iterable[Info]) -> str:
                     str(own["tokens"]),
                     f"{own['tokens'] / own['target_forwards']:.2f}",
                     _equal(own.get("rows_equal_to_plain")),
+                    _percent(own.get("share_outside_graphs")),
                 ]
             )
-    return _table("dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain", rows)
+    columns = "dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain|outside graphs"
+    return _table(columns, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _cache(infos: Iterable[Info]) -> str:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ class Generated:
 def pair(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     """The bundled pair, loaded once a dtype."""
     return specdec.bundled_pair(dtype)
+
+
+@cache
+def unhooked(dtype: torch.dtype) -> PreTrainedModel:
+    """The bundled target once more."""
+    return specdec.bundled_pair(dtype)[0]
 
 
 class Sides:
@@ -89,6 +95,25 @@ class Sides:
     def ngram(self, auto: bool) -> Side:
         """Ours without a draft model."""
         return self._specdec(specdec.NgramDrafter(), auto)
+
+    def compiled(self, drafts: Literal["model", "ngram"] | None, num_draft_tokens: int | None = None) -> Side:
+        """Ours as compiled graphs; num_draft_tokens: None means "auto".
+
+        The counter's hook would not run in a graph: another copy of the target decodes, and says its own rounds.
+        """
+        drafters = {"model": self.drafter, "ngram": specdec.NgramDrafter(), None: None}
+        count: Any = "auto" if num_draft_tokens is None else num_draft_tokens
+        decoder = specdec.SpeculativeDecoder(drafters[drafts], count, compile=True)
+        target = unhooked(self.target.dtype)
+
+        def generate(**kwargs: Any) -> Any:
+            out = decoder.generate(target, return_dict_in_generate=True, **kwargs)
+            roles = out.speculation.graphs.roles
+            assert set(roles.values()) == {"compiled"}, roles
+            self._forwards = out.speculation.rounds + 1
+            return out
+
+        return lambda batch: self._call(generate, batch)
 
     def batches(self, prompts: Sequence[str], size: int) -> list[Batch]:
         """Prompts in batches of `size`, left-padded; the last one is filled up from the first prompts."""

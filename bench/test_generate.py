@@ -30,15 +30,15 @@ def test_one_prompt_at_a_time(benchmark: Any, settings: Settings, dtype: torch.d
             "n-gram auto": sides.ngram(auto=True),
         }
         peers = {"plain": sides.plain(), f"assisted {k}": sides.assisted(), f"prompt lookup {k}": sides.prompt_lookup()}
-        comparison = Comparison(peers | ours, sides.batches(_prompts(settings), 1))
+        comparison = Comparison(peers | ours, sides.batches(prompts_of(settings), 1))
         benchmark.group = "generate, batch 1: seconds a prompt"
         comparison.measure(benchmark, MAIN, settings.rounds)
-    _describe(benchmark, comparison, settings, sides.target, temperature, batch_size=1)
-    _ratio(benchmark, comparison, f"model {k}", f"assisted {k}", goal=GOAL_OVER_ASSISTED)
-    _ratio(benchmark, comparison, f"n-gram {k}", f"prompt lookup {k}")
+    describe(benchmark, comparison, settings, sides.target, temperature, batch_size=1)
+    ratio(benchmark, comparison, f"model {k}", f"assisted {k}", goal=GOAL_OVER_ASSISTED)
+    ratio(benchmark, comparison, f"n-gram {k}", f"prompt lookup {k}")
     for side in [s for s in peers if s != "plain"]:
-        _ratio(benchmark, comparison, side, "plain")
-    _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN)
+        ratio(benchmark, comparison, side, "plain")
+    against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN)
 
 
 def test_batch_of_four(benchmark: Any, settings: Settings, dtype: torch.dtype, temperature: float) -> None:
@@ -49,19 +49,19 @@ def test_batch_of_four(benchmark: Any, settings: Settings, dtype: torch.dtype, t
             MAIN: sides.model(auto=True),
             "n-gram auto": sides.ngram(auto=True),
         }
-        comparison = Comparison({"plain": sides.plain()} | ours, sides.batches(_prompts(settings, at_least=4), 4))
+        comparison = Comparison({"plain": sides.plain()} | ours, sides.batches(prompts_of(settings, at_least=4), 4))
         benchmark.group = "generate, batch 4: seconds a batch"
         comparison.measure(benchmark, MAIN, settings.rounds)
-    _describe(benchmark, comparison, settings, sides.target, temperature, batch_size=4)
-    _against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN_BATCHED)
+    describe(benchmark, comparison, settings, sides.target, temperature, batch_size=4)
+    against_plain(benchmark, comparison, list(ours), GOAL_OVER_PLAIN_BATCHED)
 
 
-def _prompts(settings: Settings, at_least: int = 1) -> list[str]:
+def prompts_of(settings: Settings, at_least: int = 1) -> list[str]:
     prompts = [p["prompt"] for p in specdec.bundled_prompts()]
     return prompts[: max(settings.prompts, at_least)] if settings.prompts else prompts
 
 
-def _describe(
+def describe(
     benchmark: Any,
     comparison: Comparison[Batch],
     settings: Settings,
@@ -118,22 +118,22 @@ def _summary(comparison: Comparison[Batch], side: str, target: PreTrainedModel, 
     return summary
 
 
-def _ratio(
+def ratio(
     benchmark: Any, comparison: Comparison[Batch], side: str, over: str, goal: float | None = None, note: str = ""
 ) -> None:
-    ratio = comparison.ratio(side, over)
+    found = comparison.ratio(side, over)
     benchmark.extra_info["ratios"].append(
-        {"side": side, "over": over, "ratio": ratio.median, "low": ratio.low, "high": ratio.high}
+        {"side": side, "over": over, "ratio": found.median, "low": found.low, "high": found.high}
         | ({"goal": goal} if goal else {})
         | ({"note": note} if note else {})
     )
 
 
-def _against_plain(benchmark: Any, comparison: Comparison[Batch], ours: list[str], goal: float) -> None:
+def against_plain(benchmark: Any, comparison: Comparison[Batch], ours: list[str], goal: float) -> None:
     """All of ours against plain decoding; the goal is the best one's."""
     best = max(ours, key=lambda side: comparison.ratio(side, "plain").median)
     for side in ours:
         if side == best:
-            _ratio(benchmark, comparison, side, "plain", goal, note="best")
+            ratio(benchmark, comparison, side, "plain", goal, note="best")
         else:
-            _ratio(benchmark, comparison, side, "plain")
+            ratio(benchmark, comparison, side, "plain")

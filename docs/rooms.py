@@ -9,20 +9,22 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 14, 12),
-    ("attach", "for code that calls target.generate()", 0, 13, 8),
-    ("check", "capabilities, for people", 8, 13, 4),
-    ("generate", "the drop-in edge", 0, 12, 4),
-    ("arbitrate", "bug or near-tie?", 4, 12, 4),
-    ("bundled", "the pair, the prompts", 8, 12, 4),
-    ("decode", "one prepared call: parts in, transformers' output out", 0, 11, 12),
-    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 10, 12),
-    ("inputs", "every form of a prompt, as the loop wants it", 0, 9, 12),
-    ("options", "every argument: honoured, mapped or refused", 0, 8, 8),
-    ("checks", "bad prompts", 8, 8, 4),
-    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 7, 12),
-    ("drafters", "only propose", 0, 6, 4),
-    ("controller", "how many tokens to draft", 4, 6, 4),
+    ("cli", "the command line", 0, 15, 12),
+    ("attach", "for code that calls target.generate()", 0, 14, 6),
+    ("check", "capabilities", 6, 14, 3),
+    ("packages", "specdec cache", 9, 14, 3),
+    ("generate", "the drop-in edge", 0, 13, 4),
+    ("arbitrate", "bug or near-tie?", 4, 13, 4),
+    ("bundled", "the pair, the prompts", 8, 13, 4),
+    ("decode", "one prepared call: parts in, transformers' output out", 0, 12, 12),
+    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 11, 12),
+    ("inputs", "every form of a prompt, as the loop wants it", 0, 10, 12),
+    ("options", "every argument: honoured, mapped or refused", 0, 9, 8),
+    ("checks", "bad prompts", 8, 9, 4),
+    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 8, 12),
+    ("drafters", "only propose", 0, 7, 6),
+    ("controller", "how many tokens to draft", 6, 7, 6),
+    ("compiled", "steps as one graph, built once, kept on disk", 0, 6, 8),
     ("capabilities", "what may a model do?", 8, 6, 4),
     ("probe", "how can this model be rolled back?", 0, 5, 12),
     ("feeding", "what comes before a round's window", 0, 4, 12),
@@ -46,7 +48,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 9))
+    figure, axes = plt.subplots(figsize=(9, 9.6))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -57,10 +59,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 14.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 15.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 7, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 15.1))
+    axes.text(12.75, 7.5, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 16.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 

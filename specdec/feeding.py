@@ -45,12 +45,13 @@ def feed_ahead(
     Returns:
         The tokens that the cache covers now.
     """
-    level, nothing = runner.layout.level, Proposal.empty(state.batch_size, state.device)
+    level = runner.layout.level
     while True:
         pending = [n - s for n, s in zip(state.host_ends(level), seen, strict=True)]
         part = next_part(pending, chunk, runner.replays, runner.layout.stepwise and any(seen))
         if part is None:
             return seen
+        nothing = Proposal.empty(state.batch_size, state.device)
         ends = [s + p for s, p in zip(seen, part, strict=True)]
         lengths = torch.tensor(ends, device=state.device)
         shape = runner.plan(seen, ends, nothing)

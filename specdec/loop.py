@@ -195,7 +195,6 @@ class Decoding:
     def _propose(self, seen: list[int]) -> tuple[Proposal, list[int]]:
         """The round's proposal, nothing before the prompt is prefilled; and what each row may use of it."""
         state = self.state
-        nothing = Proposal.empty(state.batch_size, state.device)
         self._round_begun = perf_counter()
         asked = 0 if self._prefilling else self.controller.choose()
         # A bonus or recovered token always comes, so the last allowed token need not be drafted.
@@ -212,7 +211,7 @@ class Decoding:
             width = longest if longest - 1 > self.advance_window else longest + asked
             limit = [min(most, width - p) for most, p in zip(limit, pending, strict=True)]
         if max(limit) <= 0:
-            return nothing, limit
+            return Proposal.empty(state.batch_size, state.device), limit
         proposal = self.session.propose(state, limit)
         if not isinstance(proposal, Proposal):
             raise DrafterError(
