@@ -24,6 +24,7 @@ from specdec.cache.recurrent import HybridLayer, HybridSlidingLayer, RecurrentLa
 from specdec.cache.sliding import SlidingLayer
 from specdec.errors import OptionError
 
+_FINE = 256  # and where attention looks at all slots: so few more cost it next to nothing
 _GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
 
 
@@ -338,8 +339,8 @@ class RollbackCache(Cache):
         if not self._fine:
             return _round_up(slots)
         # A sixteenth more at a time: what is copied on the way stays small beside what attention reads.
-        granules = -(-slots // _GRANULE)
-        return _GRANULE * (granules + granules // 16)
+        granules = -(-slots // _FINE)
+        return _FINE * (granules + granules // 16)
 
     def _refused(self, *args: Any, **kwargs: Any) -> None:
         """Methods of a transformers Cache that know nothing of rows with lengths of their own."""
