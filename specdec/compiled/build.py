@@ -46,7 +46,7 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
         expected_seconds(runner),
     )
     try:
-        with _shown(name) as show, _undisturbed():
+        with _shown(name) as show, undisturbed():
             show("tracing")
             program = trace(runner, shapes)
             show("compiling")
@@ -81,7 +81,7 @@ def load(file: pathlib.Path) -> Run:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """The compiler draws random inputs to try kernels on, and is full of deprecation warnings."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from specdec.compiled import build as building
 from specdec.compiled.fingerprint import Survey, environment, key_of, survey
 from specdec.compiled.graph import MemoryShape
 from specdec.compiled.runner import CompiledRunner, Graph
+from specdec.compiled.shapes import WIDEST, Compiler, ShapeGraphs, cuda_graph
 from specdec.compiled.store import Package, Store
 from specdec.compiled.support import why_not, why_not_here
 from specdec.errors import SpecdecError
@@ -103,6 +104,10 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     saved = _SAVED * _uncompiled_seconds(runner, known, tokens) if want == "auto" else float("inf")
     if saved < _LOAD_SECONDS:
         return "the call is too short for it to pay"
+    if runner.device.type == "cuda":
+        graph = by_shapes(runner)
+        _remember(known, here, now, graph)
+        return graph
     store, key = Store(), key_of(model, now)
     found = store.find(key)
     if found is None and saved < building.expected_seconds(runner):
@@ -123,10 +128,32 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
         problem = f"its package cannot be run ({_first_line(error)})"
     if problem is not None:
         store.remove(key)
-        known.refusals[here] = (now, problem)
-        return problem
-    known.graphs[here] = (now, graph)
-    return graph
+    _remember(known, here, now, problem or graph)
+    return problem or graph
+
+
+def by_shapes(runner: ModelRunner, compiler: Compiler = cuda_graph) -> Graph | str:
+    """A graph for each shape that recurs, where there are no packages; or why there is none.
+
+    It must give the model's logits, and a step of one token in less time than the model.
+    """
+    try:
+        graph = Graph(ShapeGraphs(runner, compiler), _memory_shapes(runner), WIDEST, fine=False)
+        problem = _problem(runner, graph)
+        if problem is None and compiler is cuda_graph:
+            seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
+            if seconds > _seconds(runner, width=1, repeats=20):
+                problem = "its graph was not faster than the model"
+    except Exception as error:
+        return f"it cannot be captured ({_first_line(error)})"
+    return problem or graph
+
+
+def _remember(known: _Known, here: str, stamp: object, graph: Graph | str) -> None:
+    if isinstance(graph, Graph):
+        known.graphs[here] = (stamp, graph)
+    else:
+        known.refusals[here] = (stamp, graph)
 
 
 def _built(runner: ModelRunner, store: Store, key: str) -> tuple[Package, pathlib.Path]:
@@ -177,7 +204,8 @@ def _seconds(runner: ModelRunner, width: int, repeats: int) -> float:
     for _ in range(repeats):
         window = build_window(tokens, lengths, cache.lengths, nothing, Plan(width, width, masked=False, level=True))
         begun = perf_counter()
-        runner.forward(window, cache, keep=1)
+        logits = runner.forward(window, cache, keep=1).logits
+        logits.flatten()[0].item()  # a GPU has only begun by now
         times.append(perf_counter() - begun)
         cache.commit(torch.zeros_like(lengths))
     return median(times[1:])

@@ -30,11 +30,13 @@ class Graph:
         run: the package's entry.
         memory: see `Package.memory`.
         widest: windows of more tokens are run uncompiled, which is faster there; None if it never is.
+        fine: any number of slots will do; otherwise few numbers are wanted, powers of two.
     """
 
     run: Run
     memory: Sequence[MemoryShape]
     widest: int | None = None
+    fine: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class CompiledRunner(ModelRunner):
     def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
         """A cache whose layers all keep everything; windows are a matter of masks in the graph."""
         kinds = [replace(kind, window=None) for kind in self.kinds]
-        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine=True)
+        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine=self._graph.fine)
         cache.allocate(self._graph.memory, self.dtype)
         return cache
 

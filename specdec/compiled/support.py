@@ -63,8 +63,10 @@ def _model(runner: ModelRunner, survey: Survey) -> str | None:
 def why_not_here(runner: ModelRunner, survey: Survey) -> str | None:
     """Why no package of a model can be made or used on this machine."""
     device = runner.device.type
+    if device == "cuda":
+        return None
     if device != "cpu":
-        return f"compiled steps on {device} are not built yet"
+        return f"compiled steps need a CPU or a CUDA GPU, and the model is on {device}"
     if os.name != "posix":
         return "compiled packages need Linux or macOS"
     weights = sum(t.numel() * t.element_size() for t in survey.tensors)

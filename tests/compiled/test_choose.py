@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from fresh import own, own_family
 from models import prompts
-from own import own, own_family
 from torch import Tensor
 
 import specdec

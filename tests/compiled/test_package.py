@@ -13,8 +13,8 @@ import families
 import pytest
 import torch
 import traced
+from fresh import own
 from models import VOCAB_SIZE, prompts
-from own import own
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -95,7 +95,7 @@ sys.path[:0] = sys.argv[1:3]
 import torch
 from test_package import SMALL, decode, nothing_is_built
 from models import prompts
-from own import own
+from fresh import own
 from specdec.compiled import choose
 torch.set_num_threads(1)
 choose.building.build = nothing_is_built

@@ -12,8 +12,8 @@ from typing import Any
 import families
 import pytest
 import torch
+from fresh import own, own_family
 from models import prompts
-from own import own, own_family
 from torch import nn
 from torch._inductor import exc
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -224,8 +224,8 @@ def test_more_layers_than_can_be_compiled_in_reasonable_time(monkeypatch: pytest
 
 def test_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = ModelRunner(own())
-    monkeypatch.setattr(ModelRunner, "device", torch.device("cuda"))
-    assert why_not(runner) == "compiled steps on cuda are not built yet"
+    monkeypatch.setattr(ModelRunner, "device", torch.device("xpu"))
+    assert why_not(runner) == "compiled steps need a CPU or a CUDA GPU, and the model is on xpu"
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
