@@ -66,8 +66,6 @@ class CompiledRunner(ModelRunner):
         use: counts calls and seconds.
     """
 
-    compiled = True
-
     def __init__(self, runner: ModelRunner, graph: Graph, use: GraphUse) -> None:
         vars(self).update(vars(runner))
         self._graph = graph
