@@ -29,7 +29,7 @@ Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 def expected_seconds(runner: ModelRunner) -> float:
-    """What building takes on one core, roughly: measured at 60 s for 2 layers and 115 to 140 s for 12."""
+    """What building takes on one core, roughly: measured at 46 to 61 s for 2 or 3 layers and 140 to 152 s for 12."""
     return 40.0 + 8.0 * runner.num_layers
 
 
@@ -75,7 +75,7 @@ def _compile(program: torch.export.ExportedProgram, file: pathlib.Path, options:
 
 
 def load(file: pathlib.Path) -> Run:
-    """The package's entry: flat inputs of `StepGraph.forward` -> its two outputs."""
+    """The package's entry: flat inputs of `StepGraph.forward` -> its three outputs."""
     run: Run = torch._inductor.aoti_load_package(str(file)).loader.run
     return run
 

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from specdec.cache import RollbackCache
 from specdec.compiled import build as building
 from specdec.compiled.fingerprint import Survey, environment, key_of, survey
 from specdec.compiled.graph import MemoryShape
@@ -215,7 +216,7 @@ def _seconds(runner: ModelRunner, width: int, repeats: int) -> float:
 def _memory_shapes(runner: ModelRunner) -> Sequence[MemoryShape]:
     """Heads, width of a key and of a value of each attention layer, as a forward of one token shows them."""
     whole = [replace(kind, window=None) for kind in runner.kinds]
-    cache = type(runner.new_cache(1, 1))(whole, 1, runner.device, 1)
+    cache = RollbackCache(whole, 1, runner.device, 1)
     tokens, one = torch.zeros(1, 1, dtype=torch.int64, device=runner.device), torch.ones(1, dtype=torch.int64)
     plan = Plan(1, 1, masked=False, level=True)
     window = build_window(tokens, one.to(runner.device), cache.lengths, Proposal.empty(1, runner.device), plan)
