@@ -119,6 +119,7 @@ def decode(
         state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
         state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens
+        state.target = runner
         decoding = Decoding(
             runner,
             state,

@@ -81,6 +81,7 @@ class _Round:
         acceptance: of the proposal.
         pending: committed tokens of each row in the window.
         width: tokens a row of the window.
+        choices: the target's likeliest token [B, N + 1] after the root and after each node; -1 where it was not asked.
         record: keeps what the caller wants to see, given the accepted tokens.
     """
 
@@ -89,6 +90,7 @@ class _Round:
     acceptance: Callable[[], Acceptance]
     pending: list[int]
     width: int
+    choices: Callable[[], Tensor]
     record: Callable[[list[int]], None] | None = None
 
 
@@ -167,6 +169,7 @@ class Decoding:
             cache = self.target.new_cache(state.batch_size, max(state.host_lengths) + 1)
             self.memory = Memory(cache, [0] * state.batch_size)
         cache, seen = self.memory.cache, self.memory.seen
+        state.cache = cache
         self.stats.prompt_tokens = sum(state.prompt_lengths) - sum(seen)
         while state.batch_size:
             if self._prefilling:
@@ -195,6 +198,7 @@ class Decoding:
     def _propose(self, seen: list[int]) -> tuple[Proposal, list[int]]:
         """The round's proposal, nothing before the prompt is prefilled; and what each row may use of it."""
         state = self.state
+        state.seen = seen
         self._round_begun = perf_counter()
         asked = 0 if self._prefilling else self.controller.choose()
         # A bonus or recovered token always comes, so the last allowed token need not be drafted.
@@ -259,6 +263,8 @@ class Decoding:
             self.session.observe(round_.proposal, round_.acceptance(), num_accepted)
         elif self.session.observes == "counts":
             self.session.observe_counts(round_.proposal, num_accepted)
+        elif self.session.observes == "choices":
+            self.session.observe_choices(round_.proposal, round_.acceptance(), num_accepted, round_.choices())
 
     def _is_one_graph(self, proposal: Proposal) -> bool:
         """Forward, acceptance and lengths are one compiled call: nothing is asked for that needs the logits."""
@@ -276,7 +282,8 @@ class Decoding:
         state, width = self.state, 1 + proposal.num_nodes
         last = int_tensor([row[-1:] for row in state.host_tokens], state.device)
         outcome = self.target.verify(last, proposal, cache, max(seen) + width)
-        return _Round(outcome, proposal, partial(_accepted, outcome), [1] * state.batch_size, width)
+        pending, accepted = [1] * state.batch_size, partial(_accepted, outcome)
+        return _Round(outcome, proposal, accepted, pending, width, lambda: outcome[:, 3:])
 
     def _run(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> _Round:
         """The round's forward, whatever the window and the rule."""
@@ -306,7 +313,8 @@ class Decoding:
             record = partial(self._record, self.recorder, window, output, path, scores=scores, logits=logits)
         if nodes is not None:
             acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
-        return _Round(outcome, drafted, lambda: acceptance, pending, width, record)
+        choices = partial(_choices, scores, proposal, drafted, nodes)
+        return _Round(outcome, drafted, lambda: acceptance, pending, width, choices, record)
 
     def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
         """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
@@ -415,6 +423,21 @@ def _prompt_slots(window: Window) -> list[Tensor]:
 def _in_tree(path: Tensor, nodes: Tensor) -> Tensor:
     """[B, D] indices in a chain, -1 padded -> the tree's own, by nodes [B, N]."""
     return torch.where(path >= 0, nodes.gather(1, path.clamp(min=0)), -1)
+
+
+def _choices(scores: Tensor, verified: Proposal, drafted: Proposal, nodes: Tensor | None) -> Tensor:
+    """[B, N + 1] argmax after the root and each drafted node, from scores [B, M + 1, V] of the verified ones.
+
+    Args:
+        nodes: [B, M] the verified chain's nodes in the drafted tree; None where all of it was verified.
+    """
+    choice = scores.argmax(-1)
+    behind = torch.where(verified.valid, choice[:, 1:], -1)
+    if nodes is not None:
+        unasked = torch.full_like(drafted.tokens, -1)
+        # A chain that has ended repeats a node: its -1 must not overwrite what was asked.
+        behind = unasked.scatter_reduce(1, nodes, behind, reduce="amax")
+    return torch.cat([choice[:, :1], behind], dim=1)
 
 
 def _accepted(outcome: Tensor) -> Acceptance:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from specdec.cache import RollbackCache
 from specdec.prompt import Encoded, left_aligned
 from specdec.sampling import Prefixes, Sampler
 from specdec.stats import GraphUse
+from specdec.target import ModelRunner
 from specdec.types import Compile, Proposal
 from specdec.verify.coins import KeyedCoins
 
@@ -37,6 +39,10 @@ class DecodeState:
         compile: whether models run as compiled graphs in this call.
         graphs: which of them do.
         max_new_tokens: most that a row may still become.
+        target: runs the target; for drafters that use its layers.
+        cache: the target's, from the first proposal on. A drafter may open windows on it and must commit none: what
+            it writes behind `seen` is free.
+        seen: the tokens of each row that the cache covers, as the host knows.
     """
 
     def __init__(
@@ -75,6 +81,9 @@ class DecodeState:
         self.compile: Compile = False
         self.graphs = GraphUse()
         self.max_new_tokens = 0
+        self.target: ModelRunner | None = None
+        self.cache: RollbackCache | None = None
+        self.seen: Sequence[int] = [0] * len(rows)
 
     @property
     def batch_size(self) -> int:

@@ -67,8 +67,10 @@ def compiled(
     seen = survey(runner.model)
     reason = why_not(runner, seen)
     if reason is None:
-        with _LOCK:  # a second thread waits for the first one's package
-            graph = _graph(runner, seen, want, tokens)
+        graph = _settled(runner.model, seen)
+        if graph is None:
+            with _LOCK:  # a second thread waits for the first one's package
+                graph = _graph(runner, seen, want, tokens)
         if isinstance(graph, Graph):
             use.roles[role] = "compiled"
             return CompiledRunner(runner, graph, use)
@@ -88,17 +90,26 @@ def note_uncompiled(model: PreTrainedModel, seconds: float, tokens: int) -> None
     known.tokens += tokens
 
 
+def _settled(model: PreTrainedModel, seen: Survey) -> Graph | str | None:
+    """The graph that this process has loaded, or the refusal it remembers, of the model as it is now."""
+    known, here = _known.get(model), environment()
+    if known is None:
+        return None
+    now = seen.stamp()
+    for remembered in (known.graphs, known.refusals):
+        found = remembered.get(here)
+        if found is not None and found[0] == now:
+            return found[1]
+    return None
+
+
 def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Graph | str:
     """The model's graph, or why there is none."""
-    model, here = runner.model, environment()
+    settled = _settled(runner.model, seen)  # by the thread that this one has waited for
+    if settled is not None:
+        return settled
+    model, here, now = runner.model, environment(), seen.stamp()
     known = _known.setdefault(model, _Known())
-    loaded = known.graphs.get(here)
-    now = seen.stamp()
-    if loaded is not None and loaded[0] == now:
-        return loaded[1]
-    refusal = known.refusals.get(here)
-    if refusal is not None and refusal[0] == now:
-        return refusal[1]
     reason = why_not_here(runner, seen)
     if reason is not None:
         return reason

@@ -25,10 +25,11 @@ class DraftSession:
 
     Attributes:
         observes: what it wants to know of a verified proposal: the "acceptance" (`observe`), the "counts" of accepted
-            tokens only (`observe_counts`), which spares a compiled round some operations, or "nothing".
+            tokens only (`observe_counts`), which spares a compiled round some operations, the target's "choices" as
+            well as the acceptance (`observe_choices`), or "nothing". May change from round to round.
     """
 
-    observes: Literal["acceptance", "counts", "nothing"] = "acceptance"
+    observes: Literal["acceptance", "counts", "choices", "nothing"] = "acceptance"
 
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
         """Proposes at most limit[b] >= 0 tokens of depth for row b of `state`; at least one limit is > 0.
@@ -43,6 +44,15 @@ class DraftSession:
 
     def observe_counts(self, proposal: Proposal, num_accepted: Sequence[int]) -> None:
         """The same as `observe`, for sessions that look at the host's counts only."""
+
+    def observe_choices(
+        self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int], choices: Tensor
+    ) -> None:
+        """As `observe`, with the target's likeliest token after the root and after each node.
+
+        Args:
+            choices: [B, N + 1] int64, by the call's processors; -1 behind nodes that were not verified.
+        """
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:
         """The given rows stay, in that order; index is the same as a device tensor."""

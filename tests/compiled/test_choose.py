@@ -296,6 +296,18 @@ def test_two_threads_build_once(stand_in: StandIn) -> None:
     assert stand_in.builds == 1
 
 
+def test_a_loaded_graph_does_not_wait_for_another_models_build(stand_in: StandIn) -> None:
+    model = own()
+    before = decode(model)
+    again: list[Any] = []
+    with choose._LOCK:  # as a thread that builds holds it for minutes
+        call = threading.Thread(target=lambda: again.append(decode(model)), daemon=True)
+        call.start()
+        call.join(timeout=20)
+        assert again, "the call waits"
+    assert torch.equal(again[0].sequences, before.sequences)
+
+
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_weights_that_were_changed_get_a_graph_of_their_own(write: Callable[[Any], None], stand_in: StandIn) -> None:
     """A package holds a copy of the weights: the old one would go on giving the old model's text."""
