@@ -14,7 +14,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcess
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from specdec.cache.exchange import columns
-from specdec.compiled import compiled, note_uncompiled
+from specdec.compiled import CompiledRunner, chance, compiled, note_uncompiled
 from specdec.controller import AutoLength, Controller, FixedLength
 from specdec.drafters import Drafter, DraftSession
 from specdec.errors import InputError, UnsupportedOptionError
@@ -108,6 +108,8 @@ def decode(
     drafter = _fitting(runner, call.drafter)
     graphs, uncompiled = GraphUse(), runner
     runner = _compiled(runner, call, prompt, recorder, limits.max_new_tokens, graphs)
+    if isinstance(runner, CompiledRunner) and sampler.do_sample and not recorder.wanted:
+        runner.chance = chance(sampler, runner, call.compile, graphs)
     keeps = keeps_memory(runner)
     if past is not None:
         check_past(runner)

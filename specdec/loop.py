@@ -267,23 +267,26 @@ class Decoding:
             self.session.observe_choices(round_.proposal, round_.acceptance(), num_accepted, round_.choices())
 
     def _is_one_graph(self, proposal: Proposal) -> bool:
-        """Forward, acceptance and lengths are one compiled call: nothing is asked for that needs the logits."""
-        sampler = self.state.sampler
-        return (
-            isinstance(self.target, CompiledRunner)
-            and proposal.is_chain
-            and not (self._prefilling or sampler.do_sample or sampler.processors or self._is_levelled)
-            and self.recorder is None
-        )
+        """Forward, acceptance and lengths are a compiled call, or two where chance decides; nobody sees the logits."""
+        if not isinstance(self.target, CompiledRunner) or not proposal.is_chain or self.recorder is not None:
+            return False
+        if self._prefilling or self._is_levelled:
+            return False
+        if not self.state.sampler.do_sample:
+            return not self.state.sampler.processors
+        is_rejection = self.rule == "rejection" or proposal.num_nodes == 0
+        wide = proposal.q is None or proposal.q.shape[2] == self.state.vocab_size
+        return self.target.chance is not None and is_rejection and wide and proposal.is_row_by_row
 
     def _run_graph(self, cache: RollbackCache, seen: list[int], proposal: Proposal) -> _Round:
-        """A greedy chain, each row with one pending token: what `_run` does, in one call."""
+        """A chain, each row with one pending token: what `_run` does, in one call or two."""
         assert isinstance(self.target, CompiledRunner)
         state, width = self.state, 1 + proposal.num_nodes
         last = int_tensor([row[-1:] for row in state.host_tokens], state.device)
-        outcome = self.target.verify(last, proposal, cache, max(seen) + width)
+        names = state.coin_names() if state.sampler.do_sample else None
+        outcome, choices = self.target.verify(last, proposal, cache, max(seen) + width, names)
         pending, accepted = [1] * state.batch_size, partial(_accepted, outcome)
-        return _Round(outcome, proposal, accepted, pending, width, lambda: outcome[:, 3:])
+        return _Round(outcome, proposal, accepted, pending, width, lambda: choices)
 
     def _run(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> _Round:
         """The round's forward, whatever the window and the rule."""

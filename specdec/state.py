@@ -12,7 +12,7 @@ from specdec.prompt import Encoded, left_aligned
 from specdec.sampling import Prefixes, Sampler
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner
-from specdec.types import Compile, Proposal
+from specdec.types import Compile, Proposal, int_tensor
 from specdec.verify.coins import KeyedCoins
 
 
@@ -76,6 +76,7 @@ class DecodeState:
         self.sampler = sampler
         self.seed = seed
         self._coins: KeyedCoins | None = None
+        self._names: tuple[Tensor, Tensor, Tensor] | None = None
         self.prompt = prompt
         self.encoded: Encoded | None = None
         self.compile: Compile = False
@@ -129,6 +130,14 @@ class DecodeState:
             self._coins = KeyedCoins(self.seed, self.requests, self.lengths)
         return self._coins
 
+    def coin_names(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What names this round's coins to a compiled graph: the seed [1], each row's request [B] and length [B]."""
+        assert self.seed is not None
+        if self._names is None:
+            seed, lengths = int_tensor([self.seed], self.device), int_tensor(self.host_lengths, self.device)
+            self._names = seed, self.requests, lengths
+        return self._names
+
     def extend(self, new: Tensor, num_new: Tensor, host_new: Sequence[Sequence[int]]) -> None:
         """Appends num_new [B] of new [B, D + 1] to each row; host_new are the same tokens on the host."""
         self._extend(lambda: (new, num_new), host_new)
@@ -139,7 +148,7 @@ class DecodeState:
 
     def _extend(self, new: Callable[[], tuple[Tensor, Tensor]], host_new: Sequence[Sequence[int]]) -> None:
         self._unwritten.append(new)  # compiled rounds ask for none of it
-        self._coins = None
+        self._coins = self._names = None
         for row, values in zip(self.host_tokens, host_new, strict=True):
             row.extend(values)
 
@@ -163,7 +172,7 @@ class DecodeState:
         self._unwritten.clear()
         self._tokens, self._lengths, self.requests = self._tokens[index], self._lengths[index], self.requests[index]
         self._offsets, self._host_offsets = self._offsets[index], [self._host_offsets[r] for r in rows]
-        self._coins = None
+        self._coins = self._names = None
         self.host_tokens = [self.host_tokens[r] for r in rows]
         self.prompt_lengths = [self.prompt_lengths[r] for r in rows]
         self.host_requests = [self.host_requests[r] for r in rows]

@@ -16,7 +16,8 @@ class GraphUse:
     """What ran as a compiled graph in one call.
 
     Attributes:
-        roles: "target" and "draft", where compiling was asked for: "compiled", or why not.
+        roles: "target", "draft" and (with a compiled target) "sampling", where compiling was asked for: "compiled", or
+            why not.
         calls: of graphs.
         seconds: inside them, on the host.
     """

@@ -64,6 +64,15 @@ class Proposal:
     def is_chain(self) -> bool:
         return self.width <= 1
 
+    @property
+    def is_row_by_row(self) -> bool:
+        """A chain as `Proposal.chain` makes it, as the host knows: node i was drawn from row i of q, if from any."""
+        if self.q is None:
+            return self.is_chain
+        batch_size, num_nodes = self.tokens.shape
+        kept = _kept_chain_parts(batch_size, num_nodes, self.tokens.device)
+        return self.is_chain and self.q.shape[1] == num_nodes and self.q_index is kept[0]
+
     @classmethod
     def empty(cls, batch_size: int, device: torch.device) -> Proposal:
         """Nothing to propose: the step is ordinary decoding."""

@@ -2,6 +2,7 @@
 
 from specdec.compiled.choose import compiled, note_uncompiled
 from specdec.compiled.runner import CompiledRunner
+from specdec.compiled.sampled import chance
 from specdec.compiled.store import Package, Store
 
-__all__ = ["CompiledRunner", "Package", "Store", "compiled", "note_uncompiled"]
+__all__ = ["CompiledRunner", "Package", "Store", "chance", "compiled", "note_uncompiled"]

@@ -19,12 +19,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
+from specdec.compiled import chance
+from specdec.compiled.chance import Recipe
 from specdec.compiled.graph import MemoryShape, StepGraph, example, free_sizes
 from specdec.compiled.options import OPTIONS, WITH_RIVALS
 from specdec.compiled.store import Package, Store, describe
 from specdec.target import ModelRunner
 
 logger = logging.getLogger("specdec")
+CHANCE_SECONDS = 60.0  # to build what chance decides
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -39,27 +42,51 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
     Raises:
         Exception: whatever tracing or compiling raises for a model that cannot be captured.
     """
-    name, file, begun = type(runner.model).__name__, store.temporary(key), time.perf_counter()
+    name = type(runner.model).__name__
+    file, seconds = _built(
+        name, expected_seconds(runner), lambda: trace(runner, shapes), (OPTIONS, WITH_RIVALS), store, key
+    )
+    return describe(key, name, file, seconds, list(shapes)), file
+
+
+def build_chance(recipe: Recipe, dtype: torch.dtype, store: Store, key: str) -> tuple[Package, pathlib.Path]:
+    """The same for what chance decides, of logits of this dtype."""
+    name = "sampling"
+    file, seconds = _built(name, CHANCE_SECONDS, lambda: trace_chance(recipe, dtype), (chance.OPTIONS,), store, key)
+    return describe(key, name, file, seconds, []), file
+
+
+def _built(
+    name: str,
+    expected: float,
+    traced: Callable[[], torch.export.ExportedProgram],
+    options: Sequence[dict[str, Any]],
+    store: Store,
+    key: str,
+) -> tuple[pathlib.Path, float]:
+    """The compiled file, and the seconds that it took; options: to be tried in turn."""
+    file, begun = store.temporary(key), time.perf_counter()
     logger.warning(
-        "compiling %s, once for this model, dtype, processor and number of threads: about %d seconds.",
-        name,
-        expected_seconds(runner),
+        "compiling %s, once for this model, dtype, processor and number of threads: about %d seconds.", name, expected
     )
     try:
         with _shown(name) as show, undisturbed():
             show("tracing")
-            program = trace(runner, shapes)
+            program = traced()
             show("compiling")
-            try:
-                _compile(program, file, OPTIONS)
-            except Exception:
-                _compile(program, file, WITH_RIVALS)
+            for attempt in options:
+                try:
+                    _compile(program, file, attempt)
+                    break
+                except Exception:
+                    if attempt is options[-1]:
+                        raise
     except BaseException:
         file.unlink(missing_ok=True)
         raise
     seconds = time.perf_counter() - begun
     logger.warning("compiled %s in %.0f seconds; kept in %s.", name, seconds, store.folder)
-    return describe(key, name, file, seconds, list(shapes)), file
+    return file, seconds
 
 
 def trace(runner: ModelRunner, shapes: Sequence[MemoryShape]) -> torch.export.ExportedProgram:
@@ -69,13 +96,19 @@ def trace(runner: ModelRunner, shapes: Sequence[MemoryShape]) -> torch.export.Ex
         return torch.export.export(StepGraph(runner), inputs, dynamic_shapes=sizes, strict=False)
 
 
+def trace_chance(recipe: Recipe, dtype: torch.dtype) -> torch.export.ExportedProgram:
+    """What chance decides as a graph, not compiled yet."""
+    inputs, sizes = chance.example(dtype, recipe), chance.free_sizes(recipe)
+    return torch.export.export(chance.ChanceGraph(recipe), inputs, dynamic_shapes=sizes, strict=False)
+
+
 def _compile(program: torch.export.ExportedProgram, file: pathlib.Path, options: dict[str, Any]) -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # statistics of each trial
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
 
 
 def load(file: pathlib.Path) -> Run:
-    """The package's entry: flat inputs of `StepGraph.forward` -> its three outputs."""
+    """The package's entry: flat inputs of the graph's forward -> its three outputs."""
     run: Run = torch._inductor.aoti_load_package(str(file)).loader.run
     return run
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from specdec.cache import RollbackCache
 from specdec.compiled.build import Run
 from specdec.compiled.graph import MemoryShape
+from specdec.compiled.sampled import Chance, Names
 from specdec.prompt import PromptInputs
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner, TargetOutput
@@ -64,7 +65,12 @@ class CompiledRunner(ModelRunner):
         runner: the same model, uncompiled.
         graph: its compiled step.
         use: counts calls and seconds.
+
+    Attributes:
+        chance: decides sampled rounds; None where torch's own operations do.
     """
+
+    chance: Chance | None = None
 
     def __init__(self, runner: ModelRunner, graph: Graph, use: GraphUse) -> None:
         vars(self).update(vars(runner))
@@ -106,25 +112,35 @@ class CompiledRunner(ModelRunner):
         _, _, logits = self.run(window.tokens, starts, cache, keep=kept, offsets=offsets, related=related)
         return TargetOutput(logits, None)
 
-    def verify(self, last: Tensor, proposal: Proposal, cache: RollbackCache, extent: int) -> Tensor:
-        """Greedy verification of a chain behind one committed token, in one graph.
+    def verify(
+        self, last: Tensor, proposal: Proposal, cache: RollbackCache, extent: int, names: Names | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Verification of a chain behind one committed token: greedy in one graph, else with `chance` in two.
 
         The cache's lengths are those of what is kept afterwards.
 
         Args:
             last: [B, 1] int64, each row's last committed token, which the cache lacks.
             extent: slots in use afterwards.
+            names: of the round's coins, if chance decides.
 
         Returns:
-            outcome [B, 4 + N] int64; see `StepGraph.forward`.
+            outcome [B, 4 + N] int64, see `StepGraph.forward`; and the target's choices [B, N + 1].
         """
         cache.reserve(extent)
         tokens = torch.cat([last, proposal.tokens], dim=1) if proposal.num_nodes else last
         num_valid = None
         if proposal.num_nodes:
             num_valid = self._chain(*tokens.shape).all_valid if proposal.is_whole else proposal.valid.cumprod(1).sum(1)
-        outcome, cache.lengths, _ = self.run(tokens, cache.lengths, cache, num_valid=num_valid)
-        return outcome
+        starts = cache.lengths
+        outcome, ends, logits = self.run(tokens, starts, cache, num_valid=num_valid)
+        choices = outcome[:, 3:]
+        if names is not None:
+            assert self.chance is not None
+            drafted = self._chain(*tokens.shape).none_valid if num_valid is None else num_valid
+            outcome, ends = self.chance.judge(logits, tokens, drafted, proposal.q, names, starts)
+        cache.lengths = ends
+        return outcome, choices
 
     def run(
         self,

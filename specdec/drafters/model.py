@@ -191,6 +191,9 @@ class CompiledSession(ModelSession):
         self._second = torch.ones(1, dtype=torch.int64, device=state.device)
         self._starts = self._cache.lengths  # [B] the slot of the next token to feed
         self._choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
+        target = state.target
+        # The target's processors and the draft's are the same ones.
+        self._chance = target.chance if isinstance(target, CompiledRunner) and not self._is_narrow else None
 
     def _num_pending(self, state: DecodeState) -> Tensor:
         return self._pending  # only the host's lengths count here
@@ -230,7 +233,13 @@ class CompiledSession(ModelSession):
         return self._as_wide_as_target(state, logits[:, 0])
 
     def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:
-        return self._choice if self._choice is not None else super()._next(state, logits, drafted, q)
+        if self._choice is not None:
+            return self._choice
+        if self._chance is None:
+            return super()._next(state, logits, drafted, q)
+        token, probs = self._chance.draw(logits, state.coin_names(), node=len(drafted))
+        q.append(probs)
+        return token
 
 
 class ModelDrafter(Drafter):

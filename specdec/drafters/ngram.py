@@ -10,7 +10,7 @@ from torch import Tensor
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.errors import OptionError
 from specdec.state import DecodeState
-from specdec.types import Proposal
+from specdec.types import Proposal, int_tensor
 
 
 class NgramIndex:
@@ -56,8 +56,10 @@ class NgramSession(DraftSession):
         width = max(map(len, found))
         if width == 0:
             return Proposal.empty(state.batch_size, state.device)
-        tokens = torch.tensor([f + [0] * (width - len(f)) for f in found], device=state.device)
-        lengths = torch.tensor([len(f) for f in found], device=state.device)
+        tokens = int_tensor([f + [0] * (width - len(f)) for f in found], state.device)
+        if min(map(len, found)) == width:
+            return Proposal.chain(tokens)
+        lengths = int_tensor([len(f) for f in found], state.device)
         return Proposal.chain(tokens, torch.arange(width, device=state.device) < lengths[:, None])
 
     def select_rows(self, rows: Sequence[int], index: Tensor) -> None:

@@ -53,11 +53,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _logical_shift_right(x, 31)
 
 
-def uniform(seed: int, *key: Tensor | int) -> Tensor:
+def uniform(seed: int | Tensor, *key: Tensor | int) -> Tensor:
     """Uniform float64 in [0, 1) for each (broadcast) key.
 
     Args:
-        seed: a signed 64-bit integer.
+        seed: a signed 64-bit integer, or an int64 tensor.
         key: int64 tensors (at least one) and integers, broadcast against each other.
 
     Example:
@@ -66,7 +66,9 @@ def uniform(seed: int, *key: Tensor | int) -> Tensor:
     """
     tensors = [k for k in key if isinstance(k, Tensor)]
     # The seed is mixed by itself: seed + request alone would make seed 1's request 0 out of seed 0's request 1.
-    state = _mix(torch.full((), seed, dtype=torch.int64, device=tensors[0].device) * _GOLDEN + _GOLDEN)
+    if not isinstance(seed, Tensor):
+        seed = torch.full((), seed, dtype=torch.int64, device=tensors[0].device)
+    state = _mix(seed * _GOLDEN + _GOLDEN)
     for part in key:
         state = _mix((state + part) * _GOLDEN + _GOLDEN)
     return _logical_shift_right(state, 11).to(torch.float64) * 2.0**-53

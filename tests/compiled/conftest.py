@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
+import traced
 
-from specdec.compiled import choose
+from specdec.compiled import choose, sampled
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def _nothing_is_known(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Whatever lies in the user's own folder has no effect, nor what earlier tests found out."""
     monkeypatch.setenv("SPECDEC_CACHE", str(folder))
     monkeypatch.delenv("SPECDEC_CACHE_BYTES", raising=False)
+    monkeypatch.setattr(sampled, "_run_of", traced.chance)  # test_chance.py has the rest
     choose._known.clear()
     choose._warned.clear()
     yield

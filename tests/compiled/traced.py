@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.compiled import build, choose
+from specdec.compiled.chance import Recipe
 from specdec.compiled.fingerprint import environment, survey
 from specdec.compiled.graph import MemoryShape
 from specdec.compiled.runner import Graph
@@ -53,3 +55,20 @@ def _graph(runner: ModelRunner) -> Graph:
         return tuple(module(*inputs[:6], inputs[6:]))
 
     return Graph(run, shapes)
+
+
+@cache
+def _chance(recipe: str, dtype: torch.dtype) -> Any:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build.trace_chance(_recipes[recipe], dtype).module(check_guards=False)
+
+
+_recipes: dict[str, Recipe] = {}
+
+
+def chance(recipe: Recipe, dtype: torch.dtype, want: Any) -> Any:
+    """In place of `sampled._run_of`."""
+    _recipes.setdefault(recipe.name, recipe)
+    module = _chance(recipe.name, dtype)
+    return lambda inputs: tuple(module(*inputs))

@@ -1,0 +1,189 @@
+"""The graph of chance at work: found or built, checked, and called by sampled rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pathlib
+import threading
+from functools import cache
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+from specdec.compiled import build as building
+from specdec.compiled.build import Run
+from specdec.compiled.chance import Recipe
+from specdec.compiled.fingerprint import environment
+from specdec.compiled.store import Store
+from specdec.sampling import Sampler
+from specdec.stats import GraphUse
+from specdec.target import ModelRunner
+from specdec.types import Compile, Proposal
+from specdec.verify import KeyedCoins, Purpose, rejection
+
+logger = logging.getLogger("specdec")
+# Above these many tokens torch's own operations are as fast (docs/performance.md): a sort is a sort.
+_MOST_VOCAB, _MOST_SORTED = 1 << 16, 1 << 14
+_OWN = ("compiled/chance.py", "types.py", "verify/coins.py", "verify/rules.py", "verify/tree.py")
+_LOCK = threading.Lock()
+_known: dict[str, Run | str] = {}  # by key: what runs it, or why nothing does
+Names = tuple[Tensor, Tensor, Tensor]  # of a round's coins; see `DecodeState.coin_names`
+
+
+class Chance:
+    """Draws and judges for one call.
+
+    Args:
+        run: the package's entry; see `ChanceGraph.forward`.
+        recipe: the call's processors.
+        use: counts calls and seconds.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe, use: GraphUse) -> None:
+        self._run = run
+        self._use = use
+        self._numbers = torch.tensor(recipe.numbers)
+        self._next = torch.tensor([Purpose.NEXT_TOKEN, 0])
+        self._is_given = {answer: torch.tensor([answer]) for answer in (True, False)}
+        self._draft: dict[int, Tensor] = {}
+        self._none = torch.zeros(0, dtype=torch.int64)
+        self._nothing = torch.zeros(0, 1, 0)  # stands for q where there is none
+
+    def draw(self, logits: Tensor, names: Names, node: int) -> tuple[Tensor, Tensor]:
+        """Draft node `node` from logits [B, V]: its token [B], -1 if they are no distribution, and q [B, V]."""
+        batch_size = len(logits)
+        if len(self._none) != batch_size:
+            self._none = torch.zeros(batch_size, dtype=torch.int64)
+        purpose = self._draft.setdefault(node, torch.tensor([Purpose.DRAFT, node]))
+        nothing = self._none  # a chain of no tokens
+        outcome, _, probs = self._call(logits[:, None], nothing[:, None], nothing, None, names, purpose, nothing)
+        return outcome[:, 3], probs[:, 0]
+
+    def judge(
+        self, logits: Tensor, tokens: Tensor, num_valid: Tensor, q: Tensor | None, names: Names, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outcome [B, 4 + K] and ends [B] of a chain; see `ChanceGraph.forward`."""
+        outcome, ends, _ = self._call(logits, tokens, num_valid, q, names, self._next, starts)
+        return outcome, ends
+
+    def _call(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        num_valid: Tensor,
+        q: Tensor | None,
+        names: Names,
+        purpose: Tensor,
+        starts: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        is_given = self._is_given[q is None]
+        if q is None:
+            shape = (logits.shape[0], 1, logits.shape[2])
+            if self._nothing.shape != shape:
+                self._nothing = torch.zeros(shape)
+            q = self._nothing
+        inputs = [logits, tokens, num_valid, q.contiguous(), is_given, *names, purpose, starts, self._numbers]
+        begun = perf_counter()
+        outcome, ends, probs = self._run([i.contiguous() for i in inputs])
+        self._use.seconds += perf_counter() - begun
+        self._use.calls += 1
+        return outcome, ends, probs
+
+
+def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse) -> Chance | None:
+    """What decides a sampled call's rounds as one graph, if it can be had; `use` says why not.
+
+    Args:
+        runner: the target's, compiled.
+        want: True: build it if it is not on disk. "auto": use what is on disk.
+    """
+    recipe = Recipe.of(sampler.processors)
+    if isinstance(recipe, str):
+        use.roles["sampling"] = f"{recipe} is not part of the graph"
+        return None
+    found = _why_not(recipe, runner) or _run_of(recipe, runner.dtype, want)
+    if isinstance(found, str):
+        use.roles["sampling"] = found
+        return None
+    use.roles["sampling"] = "compiled"
+    return Chance(found, recipe, use)
+
+
+def _why_not(recipe: Recipe, runner: ModelRunner) -> str | None:
+    vocab_size = runner.vocab_size
+    if runner.device.type != "cpu":
+        return "packages are for CPUs"
+    if vocab_size < recipe.least_vocab:
+        return "its vocabulary is smaller than top_k"
+    sorts = any(isinstance(p, TopKLogitsWarper | TopPLogitsWarper) for p in recipe.processors)
+    if vocab_size > (_MOST_SORTED if sorts else _MOST_VOCAB):
+        return "its vocabulary is so large that torch's own operations are as fast"
+    return None
+
+
+def _run_of(recipe: Recipe, dtype: torch.dtype, want: Compile) -> Run | str:
+    key = _key(recipe, dtype)
+    found = _known.get(key)
+    if found is None:
+        with _LOCK:  # a second thread waits for the first one's package
+            found = _known.get(key) or _loaded(recipe, dtype, want, key)
+    return found
+
+
+def _loaded(recipe: Recipe, dtype: torch.dtype, want: Compile, key: str) -> Run | str:
+    store = Store()
+    found = store.find(key)
+    if found is None and want == "auto":
+        return "no package is on disk, and compile='auto' builds none for sampling"
+    try:
+        if found is None:
+            with store.locked(key):
+                found = store.find(key)  # by another process meanwhile
+                if found is None:
+                    package, built = building.build_chance(recipe, dtype, store, key)
+                    found = package, store.put(package, built)
+        run = building.load(found[1])
+        problem = None if _is_right(run, recipe, dtype) else "its graph gave other tokens than torch's own operations"
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever torch's compiler raises
+        run, problem = None, f"it cannot be captured ({type(error).__name__}: {str(error)[:160]})"
+    if problem is not None or run is None:
+        store.remove(key)
+        _known[key] = problem or "it cannot be captured"
+        return _known[key]
+    _known[key] = run
+    return run
+
+
+def _is_right(run: Run, recipe: Recipe, dtype: torch.dtype) -> bool:
+    """Over a few rounds: the tokens that the uncompiled rule commits, but for one at a tie's edge."""
+    vocab, rounds, wrong = max(64, 2 * recipe.least_vocab), 8, 0
+    judge, sampler = Chance(run, recipe, GraphUse()), Sampler(recipe.processors, do_sample=True)
+    steps = torch.arange(4 * vocab, dtype=torch.float32).view(1, 4, vocab)
+    for length in range(rounds):
+        logits = (3 * torch.sin((length + 7.3) * steps)).to(dtype)
+        q = (logits[:, :3].float() + torch.cos(5.1 * steps[:, :3])).softmax(-1)
+        tokens = q.argmax(-1)
+        row, lengths = torch.zeros(1, dtype=torch.int64), torch.tensor([length])
+        drafted = torch.cat([row[:, None], tokens], dim=1)
+        outcome, _ = judge.judge(logits, drafted, row + 3, q, (torch.tensor([11]), row, lengths), lengths)
+        proposal = Proposal.chain(tokens, q=q)
+        rule = rejection(sampler.scores(logits, None).softmax(-1), proposal, KeyedCoins(11, row, lengths))
+        count = int(rule.num_accepted)
+        wrong += outcome[0, 3 : 4 + count].tolist() != rule.tokens(proposal)[0, : count + 1].tolist()
+    return wrong <= 1
+
+
+def _key(recipe: Recipe, dtype: torch.dtype) -> str:
+    parts = [recipe.name, str(dtype), environment(), _sources()]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _sources() -> str:
+    root = pathlib.Path(__file__).parent.parent
+    return hashlib.blake2b(b"".join((root / name).read_bytes() for name in _OWN), digest_size=8).hexdigest()
