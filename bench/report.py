@@ -24,9 +24,12 @@ def report(data: dict[str, Any]) -> str:
     steps = [i for i in infos if i["kind"] == "recurrent step"]
     refed = [i for i in infos if i["kind"] == "refed"]
     windows = [i for i in infos if i["kind"] == "advance window"]
+    lengths = [i for i in generate if i.get("lengths")]
     parts = [_circumstances(data, infos)]
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
+    if lengths:
+        parts += ["### Acceptance length of trees over the chain's of the same depth", _lengths(lengths)]
     if first:
         parts += ["### Time to the first token", _first(first)]
     if cache:
@@ -91,6 +94,11 @@ def _sides(infos: Iterable[Info]) -> str:
             )
     columns = "dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain|outside graphs"
     return _table(columns, rows)
+
+
+def _lengths(infos: Iterable[Info]) -> str:
+    rows = [[*_case(info), name, f"{value:.2f}"] for info in infos for name, value in info["lengths"].items()]
+    return _table("dtype|batch|temperature|tree|length / chain's", rows)
 
 
 def _percent(share: float | None) -> str:

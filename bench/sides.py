@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import specdec
 from bench.harness import Outcome
@@ -38,6 +39,12 @@ def pair(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel, PreTrain
 def unhooked(dtype: torch.dtype) -> PreTrainedModel:
     """The bundled target once more."""
     return specdec.bundled_pair(dtype)[0]
+
+
+@cache
+def _loaded(folder: pathlib.Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 class Sides:
@@ -96,20 +103,60 @@ class Sides:
         """Ours without a draft model."""
         return self._specdec(specdec.NgramDrafter(), auto)
 
+    def early_exit(self, exit_layer: int) -> Side:
+        """transformers' own drafting with the target's first layers, with the same k; batch 1 only.
+
+        It changes the model's config while it drafts, so that a copy of the target takes the call.
+        """
+        target: Any = unhooked(self.target.dtype)
+        config = copy.deepcopy(target.generation_config)
+        config.num_assistant_tokens, config.num_assistant_tokens_schedule = self.draft_tokens, "constant"
+        config.assistant_confidence_threshold = 0.0
+
+        def generate(**kwargs: Any) -> Any:
+            return target.generate(generation_config=config, assistant_early_exit=exit_layer, **kwargs)
+
+        return lambda batch: self._call(generate, batch)
+
+    def universal(self) -> Side | None:
+        """transformers' assisted generation with a draft of another tokenizer; None if there is no such draft here."""
+        other = self.other_draft()
+        if other is None:
+            return None
+        draft, tokenizer = other
+        assistant = copy.deepcopy(draft)
+        config = assistant.generation_config
+        config.num_assistant_tokens, config.num_assistant_tokens_schedule = self.draft_tokens, "constant"
+        config.assistant_confidence_threshold = 0.0
+        both = {"assistant_model": assistant, "tokenizer": self.tokenizer, "assistant_tokenizer": tokenizer}
+        return lambda batch: self._call(self._generate, batch, **both)
+
+    def other_draft(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
+        """The draft of another tokenizer in drafts/other."""
+        folder = pathlib.Path(__file__).parent.parent / "drafts" / "other"
+        return _loaded(folder, self.target.dtype) if folder.is_dir() else None
+
+    def strategy(self, drafter: specdec.Drafter, auto: bool) -> Side:
+        """Ours with any drafter."""
+        return self._specdec(drafter, auto)
+
     def compiled(self, drafts: Literal["model", "ngram"] | None, num_draft_tokens: int | None = None) -> Side:
-        """Ours as compiled graphs; num_draft_tokens: None means "auto".
+        """Ours as compiled graphs; num_draft_tokens: None means "auto"."""
+        drafters = {"model": self.drafter, "ngram": specdec.NgramDrafter(), None: None}
+        return self.graphs(drafters[drafts], num_draft_tokens)
+
+    def graphs(self, drafter: specdec.Drafter | None, num_draft_tokens: int | None) -> Side:
+        """Ours with any drafter as compiled graphs.
 
         The counter's hook would not run in a graph: another copy of the target decodes, and says its own rounds.
         """
-        drafters = {"model": self.drafter, "ngram": specdec.NgramDrafter(), None: None}
         count: Any = "auto" if num_draft_tokens is None else num_draft_tokens
-        decoder = specdec.SpeculativeDecoder(drafters[drafts], count, compile=True)
+        decoder = specdec.SpeculativeDecoder(drafter, count, compile=True)
         target = unhooked(self.target.dtype)
 
         def generate(**kwargs: Any) -> Any:
             out = decoder.generate(target, return_dict_in_generate=True, **kwargs)
-            roles = out.speculation.graphs.roles
-            assert set(roles.values()) == {"compiled"}, roles
+            assert out.speculation.graphs.roles["target"] == "compiled", out.speculation.graphs.roles
             self._forwards = out.speculation.rounds + 1
             return out
 
