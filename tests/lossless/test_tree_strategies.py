@@ -139,7 +139,7 @@ CHAIN = 4
 def test_chains_that_stop_when_unsure_are_exact(min_confidence: float, rule: Any) -> None:
     drafted = enumerated(specdec.ModelDrafter(DRAFT, min_confidence=min_confidence), CHAIN, limit=CHAIN)
     lengths = drafted.proposal.valid.sum(1)
-    assert bool(lengths.min() < lengths.max()) is (0 < min_confidence)
+    assert bool(lengths.min() < lengths.max()) is (min_confidence > 0)
     assert error(drafted, rule) < EXACT
 
 
