@@ -67,7 +67,6 @@ class RollbackCache(Cache):
         self.snapshot_bytes = 0
         self._buffers: tuple[tuple[int, int], list[Tensor]] | None = None  # for rows and capacity as given
         self._num_loose = 0  # tokens a row of the open window that may be rejected
-        self._first = window.slots  # [B, 1] where the open window begins
         self._covered = [0]  # tokens a row behind each snapshot of the open window, and behind its last forward
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         mark_static(self.lengths)
@@ -131,7 +130,7 @@ class RollbackCache(Cache):
         self.reserve(extent)
         opening, width = self._opening, slots.shape[1]
         if not opening.is_open:
-            self._covered, self._num_loose, self._first = [0], 0, slots[:, :1]
+            self._covered, self._num_loose = [0], 0
         if opening.is_open or committed is None:  # a draft's forwards behind its first hold drafted tokens only
             self._num_loose += width
         opening.slots, opening.extent, opening.level, opening.is_open = Slots(slots), extent, level, True
@@ -207,15 +206,15 @@ class RollbackCache(Cache):
 
         Args:
             num_kept: [B] int64, may be 0.
-            keep: [B, K] int64, the kept tokens' indices in the window (all its forwards together), in order, -1
-                padded. None means the first `num_kept` (always so for a chain): then nothing is copied.
+            keep: [B, K] int64, the kept tokens' slots behind the row's length, in order, -1 padded; in a window of one
+                forward their indices in it. None means the first `num_kept` (always so for a chain): then nothing is
+                copied.
         """
         if keep is not None and keep.shape[1]:
             steps = torch.arange(keep.shape[1], device=keep.device)
             destination = self.lengths[:, None] + steps
-            source = self._first + keep.clamp(min=0)
             # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
-            source = torch.where(keep >= 0, source, destination)
+            source = torch.where(keep >= 0, self.lengths[:, None] + keep, destination)
             moved = Slots(source), Slots(destination)
             for layer in self._attention:
                 if layer.is_initialized:

@@ -89,7 +89,8 @@ class LearningPlanner(ShapePlanner):
         visited = torch.nn.functional.pad(path + 1, (1, 0))  # the root, and each accepted node
         children = torch.tensor(shape.num_children, device=device)[visited]
         steps = torch.arange(visited.shape[1], device=device)
-        tried = (steps <= acceptance.num_accepted[:, None]) & (steps < self._last.limit)
+        # Below its limit, and where drafting stopped for want of confidence, a node had no children.
+        tried = (steps <= acceptance.num_accepted[:, None]) & (steps < self._last.limit) & (steps < path.shape[1])
         self._visits.index_add_(0, children.flatten(), tried.flatten().double())
         self._rounds += 1
         if self._rounds % _ROUNDS == 0:

@@ -33,7 +33,7 @@ class TreeDrafter(ModelDrafter):
 
     - neither of the below: dynamic. The paths that the draft finds most probable, other ones in each row and round:
       `num_nodes` by best-first expansion (arXiv:2604.12989) or, with `expand`, by EAGLE-2's (arXiv:2406.16858), which
-      reads nothing on the host while it drafts.
+      reads nothing on the host while it drafts. In sampling calls as acceptance="auto" below, unless children="best".
     - `widths` or `parents`: a given shape.
     - `acceptance`: the best shape of `num_nodes` for these chances (arXiv:2402.12374), or for those that the call
       itself measures: "auto", one host read in eight rounds.
@@ -50,8 +50,10 @@ class TreeDrafter(ModelDrafter):
         num_nodes: of a tree whose shape is not given; 16 if omitted.
         expand: nodes of each depth that get children; None means all that may have a descendant in the tree.
         branch: most children of one node, of a tree whose shape is not given; 8 if omitted.
-        children: "best" are the draft's likeliest tokens. In sampling calls those of a shape that is fixed before the
-            round may be drawn from the draft's distribution instead, "iid" or "without_replacement".
+        children: "best" are the draft's likeliest tokens, as always in greedy calls. In sampling calls children can be
+            drawn from the draft's distribution, in shapes that are fixed before the round: "iid", or
+            "without_replacement", the default. A drawn token is accepted where draft and target agree, however many
+            tokens are possible; the likeliest ones only as often as the target happens to draw them.
         min_confidence: no node is proposed whose path's probability by the draft is below this; for drawn children
             the largest one that a child could have had counts, and not its own. Drafting ends at the first depth
             without any node. 0 is off. Costs a host read a depth.
@@ -76,7 +78,7 @@ class TreeDrafter(ModelDrafter):
         num_nodes: int | None = None,
         expand: int | None = None,
         branch: int | None = None,
-        children: Children = "best",
+        children: Children | None = None,
         min_confidence: float = 0.0,
         tokenizer: PreTrainedTokenizerBase | None = None,
         draft_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -85,14 +87,14 @@ class TreeDrafter(ModelDrafter):
         given = [n for n, v in (("widths", widths), ("parents", parents), ("acceptance", acceptance)) if v is not None]
         if len(given) > 1:
             raise OptionError(f"{' and '.join(given)} each decide the tree's shape: give one of them.")
-        if children not in _LAWS:
+        if children is not None and children not in _LAWS:
             raise OptionError(f"children={children!r}: one of {', '.join(map(repr, _LAWS))}.")
-        if children != "best" and not given:
+        if children not in (None, "best") and not given:
             raise OptionError(
                 f"children={children!r} needs a shape that is fixed before anything is drawn: give widths, parents or "
                 "acceptance. A dynamic tree keeps the likeliest nodes, and dropping drawn ones would bias the output."
             )
-        self._law = _LAWS[children]
+        self._law = _LAWS[children or "without_replacement"]
         self._shape: Shape | None = None
         if widths is not None:
             self._shape = Shape.of_widths(widths)
@@ -144,9 +146,12 @@ class TreeDrafter(ModelDrafter):
     def _planner(self, state: DecodeState) -> Planner:
         if self._shape is not None:
             return ShapePlanner(self._shape.cut, self._law)
-        if self._acceptance == "auto":
+        is_learned = self._acceptance == "auto"
+        if self._acceptance is None:  # what was drawn must not be chosen from afterwards
+            is_learned = state.sampler.do_sample and self._law is not Law.GIVEN
+        if is_learned:
             return LearningPlanner(self._num_nodes, self._branch, self._law, state.device)
-        if self._acceptance is not None:
+        if isinstance(self._acceptance, tuple):
             return ShapePlanner(partial(optimal_tree, self._acceptance, self._num_nodes), self._law)
         return DynamicPlanner(self._num_nodes, self._expand, self._branch)
 

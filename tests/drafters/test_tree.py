@@ -289,7 +289,7 @@ def test_processors_see_the_path_to_each_node(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["static", "dynamic", "without_replacement"])
 def test_constraints_are_asked_about_allowed_texts_only(kind: str, do_sample: bool) -> None:
     target, draft, inputs = tiny("llama"), tiny("llama", noise=0.02), prompts(2)
-    settings = KINDS.get(kind) or {"widths": [3, 2], "children": kind}
+    settings = {**KINDS[kind], "children": "best"} if kind in KINDS else {"widths": [3, 2], "children": kind}
     processor = OnlyAfter(inputs["input_ids"].shape[1])
     arguments = {**inputs, "max_new_tokens": 24, "logits_processor": [processor], "do_sample": do_sample}
     out = specdec.generate(
@@ -352,9 +352,8 @@ def test_a_broken_draft_gets_a_typed_error(settings: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "iid", "without_replacement", "auto"])
-def test_the_same_seed_gives_the_same_text(kind: str) -> None:
-    settings = KINDS.get(kind) or {"widths": [3, 2], "children": kind}
+@pytest.mark.parametrize("settings", [{}, {"children": "best"}, {"widths": [3, 2], "children": "iid"}])
+def test_the_same_seed_gives_the_same_text(settings: dict[str, Any]) -> None:
     drafter = TreeDrafter(tiny("llama", noise=0.02), **settings)
     texts = [
         specdec.generate(
@@ -369,6 +368,26 @@ def test_the_same_seed_gives_the_same_text(kind: str) -> None:
         for seed in (1, 1, 2)
     ]
     assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
+
+
+def test_what_is_drawn_when() -> None:
+    """Drawn children in sampling calls only, and in shapes that nothing drawn has decided."""
+    sampling, greedy = [
+        DecodeState(ids, ids, torch.ones_like(ids).bool(), 60, 96, Sampler((), do_sample, 1), 0)
+        for ids in [prompts(1)["input_ids"]]
+        for do_sample in (True, False)
+    ]
+    for settings, law in (
+        ({}, specdec.Law.WITHOUT_REPLACEMENT),
+        ({"widths": [2, 1]}, specdec.Law.WITHOUT_REPLACEMENT),
+        ({"acceptance": [0.4, 0.1], "children": "iid"}, specdec.Law.IID),
+        ({"children": "best"}, specdec.Law.GIVEN),
+        ({"acceptance": "auto", "children": "best"}, specdec.Law.GIVEN),
+    ):
+        drafter = TreeDrafter(tiny("llama"), **settings)
+        with torch.inference_mode():
+            assert drafter.start(sampling).propose(sampling, [3]).law is law
+            assert drafter.start(greedy).propose(greedy, [3]).law is specdec.Law.GIVEN
 
 
 # --- Learning, refusals
