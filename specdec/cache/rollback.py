@@ -206,15 +206,15 @@ class RollbackCache(Cache):
 
         Args:
             num_kept: [B] int64, may be 0.
-            keep: [B, K] int64, the kept tokens' indices in the window, in order, -1 padded. None means
-                the first `num_kept` (always so for a chain): then nothing is copied.
+            keep: [B, K] int64, the kept tokens' slots behind the row's length, in order, -1 padded; in a window of one
+                forward their indices in it. None means the first `num_kept` (always so for a chain): then nothing is
+                copied.
         """
         if keep is not None and keep.shape[1]:
             steps = torch.arange(keep.shape[1], device=keep.device)
             destination = self.lengths[:, None] + steps
-            source = self._opening.slots.slots.gather(1, keep.clamp(min=0))
             # Beyond the kept path a slot is copied onto itself: the shape stays fixed.
-            source = torch.where(keep >= 0, source, destination)
+            source = torch.where(keep >= 0, self.lengths[:, None] + keep, destination)
             moved = Slots(source), Slots(destination)
             for layer in self._attention:
                 if layer.is_initialized:

@@ -2,7 +2,7 @@
 
 from specdec.compiled.choose import compiled, note_uncompiled
 from specdec.compiled.runner import CompiledRunner
-from specdec.compiled.sampled import chance
+from specdec.compiled.sampled import Chance, chance
 from specdec.compiled.store import Package, Store
 
-__all__ = ["CompiledRunner", "Package", "Store", "chance", "compiled", "note_uncompiled"]
+__all__ = ["Chance", "CompiledRunner", "Package", "Store", "chance", "compiled", "note_uncompiled"]

@@ -3,5 +3,6 @@
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
+from specdec.drafters.tree import TreeDrafter
 
-__all__ = ["DraftSession", "Drafter", "ModelDrafter", "NgramDrafter"]
+__all__ = ["DraftSession", "Drafter", "ModelDrafter", "NgramDrafter", "TreeDrafter"]

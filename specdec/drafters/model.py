@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdec.compiled import CompiledRunner, compiled
+from specdec.compiled import Chance, CompiledRunner, compiled
 from specdec.drafters.base import Drafter, DraftSession
+from specdec.drafters.confidence import Confidence, check_confidence
 from specdec.errors import DraftMismatchError
 from specdec.feeding import feed_ahead, window_of
 from specdec.probe import probe
@@ -35,15 +36,29 @@ _WARNED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # drafts whose vo
 
 
 class ModelSession(DraftSession):
-    """Keeps the draft's cache in step with the committed tokens, however far it has fallen behind."""
+    """Keeps the draft's cache in step with the committed tokens, however far it has fallen behind.
 
-    def __init__(self, runner: ModelRunner, state: DecodeState, prompt: PromptInputs | None = None) -> None:
+    Args:
+        runner: runs the draft.
+        prompt: what its decoder attends to besides tokens.
+        min_confidence: see `ModelDrafter`.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        state: DecodeState,
+        prompt: PromptInputs | None = None,
+        min_confidence: float = 0.0,
+    ) -> None:
         self._runner = runner
+        self._min_confidence = min_confidence
         self._prompt = prompt
         self._cache = runner.new_cache(state.batch_size, max(state.host_lengths) + 1)
         self._seen = [0] * state.batch_size  # the cache's lengths, known on the host
         self._lengths = list(self._seen)  # committed tokens at the last proposal
         self._pending = self._cache.lengths  # [B] committed tokens that the last proposal fed first
+        self._fed = 0  # drafted tokens that it fed behind them
         self._forwards = 0
         self._is_narrow = runner.vocab_size < state.vocab_size
 
@@ -59,40 +74,59 @@ class ModelSession(DraftSession):
         return self._runner.layout.level
 
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
-        depth = max(limit)
-        level = self._runner.layout.level
-        lengths = state.host_ends(level)
-        if self._runner.max_positions is not None:  # the draft's context may be shorter than the target's
-            depth = min(depth, self._runner.max_positions - max(lengths))
+        depth = self._depth(state, limit)
         if depth <= 0:
             return Proposal.empty(state.batch_size, state.device)
-        feed = partial(self._forward, state, keep=1)
-        self._seen = feed_ahead(self._runner, self._cache, state, self._seen, feed)
-        self._lengths = lengths
-        self._pending = self._num_pending(state)
+        logits = self._begin(state)
+        confidence = Confidence(self._min_confidence, limit, state.device) if self._min_confidence else None
         tokens: list[Tensor] = []
         q: list[Tensor] = []
+        valid: list[Tensor] = []
         for step in range(depth):
-            logits = self._feed(state, tokens[-1], lengths, step) if step else self._catch_up(state, lengths)
-            token = self._next(state, logits, tokens, q)
-            if token is None:
+            if step:
+                logits = self._feed(state, tokens[-1], self._lengths, step)
+                self._fed = step
+            scores = self._next_scores(state, logits, tokens)
+            if scores is None:
                 break
-            tokens.append(token)
+            if confidence is not None:
+                valid.append(confidence.drafts_from(scores.softmax(-1)))
+                if not bool(valid[-1].any()):  # a host read
+                    break
+            tokens.append(self._choose(state, scores, q, node=step))
         if not tokens:
             self._commit([0] * state.batch_size, torch.zeros_like(self._pending))
             return Proposal.empty(state.batch_size, state.device)
         depth = len(tokens)
-        steps = torch.arange(depth, device=state.device)
-        # Rows near their length limit use a part of the chain; which part does not depend on the tokens.
-        valid = steps < torch.tensor(limit, device=state.device)[:, None] if min(limit) < depth else None
-        return Proposal.chain(torch.stack(tokens, 1), valid, torch.stack(q, 1) if q else None)
+        usable = None
+        if valid:
+            usable = torch.stack(valid[:depth], 1)
+        elif min(limit) < depth:
+            # Rows near their length limit use a part of the chain; which part does not depend on the tokens.
+            steps = torch.arange(depth, device=state.device)
+            usable = steps < torch.tensor(limit, device=state.device)[:, None]
+        return Proposal.chain(torch.stack(tokens, 1), usable, torch.stack(q, 1) if q else None)
+
+    def _depth(self, state: DecodeState, limit: Sequence[int]) -> int:
+        """How deep a proposal may be: the draft's context may be shorter than the target's."""
+        if self._runner.max_positions is None:
+            return max(limit)
+        return min(max(limit), self._runner.max_positions - max(state.host_ends(self._runner.layout.level)))
+
+    def _begin(self, state: DecodeState) -> Tensor:
+        """Feeds all committed tokens that the cache lacks; logits [B, V] after the last one."""
+        feed = partial(self._forward, state, keep=1)
+        self._seen = feed_ahead(self._runner, self._cache, state, self._seen, feed)
+        self._lengths = state.host_ends(self._runner.layout.level)
+        self._pending = self._num_pending(state)
+        self._fed = 0
+        return self._catch_up(state, self._lengths)
 
     def observe(self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int]) -> None:
         if proposal.num_nodes == 0:
             return
-        # The last drafted token was never fed, so at most depth - 1 of the accepted ones are in the cache.
-        fed = proposal.depth - 1
-        self._commit([min(a, fed) for a in num_accepted], torch.clamp(acceptance.num_accepted, max=fed))
+        # The last drafted token was not fed, unless the draft looked behind it and stopped.
+        self._commit([min(a, self._fed) for a in num_accepted], torch.clamp(acceptance.num_accepted, max=self._fed))
 
     def _commit(self, drafted: Sequence[int], num_drafted: Tensor) -> None:
         """Keeps what the last proposal fed: all committed tokens, and so many of the drafted ones."""
@@ -147,12 +181,12 @@ class ModelSession(DraftSession):
         missing = state.vocab_size - logits.shape[-1]
         return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
-    def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:
-        """The next token [B] from the logits [B, V] behind the drafted ones; None if there is none to draft."""
+    def _next_scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor | None:
+        """The scores [B, V] behind the drafted tokens from the draft's logits; None if there is nothing to draft."""
         scores = self._scores(state, logits, drafted)
         if self._is_narrow and state.sampler.processors and not bool((scores > float("-inf")).any(-1).all()):
             return None  # what the processors allow is not in the draft's vocabulary
-        return self._choose(state, scores, q, node=len(drafted))
+        return scores
 
     def _scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor:
         """The draft's scores [B, V] after the drafted tokens, under the call's processors."""
@@ -183,24 +217,21 @@ class CompiledSession(ModelSession):
 
     observes = "counts"
 
-    def __init__(self, runner: CompiledRunner, state: DecodeState) -> None:
-        super().__init__(runner, state)
+    def __init__(self, runner: CompiledRunner, state: DecodeState, min_confidence: float = 0.0) -> None:
+        super().__init__(runner, state, min_confidence=min_confidence)
         self._graph = runner
-        same = runner.vocab_size == state.vocab_size
-        self._is_greedy = same and not state.sampler.do_sample and not state.sampler.processors
+        asks = min_confidence or state.sampler.do_sample or state.sampler.processors  # for more than the argmax
+        self._is_greedy = runner.vocab_size == state.vocab_size and not asks
         self._second = torch.ones(1, dtype=torch.int64, device=state.device)
         self._starts = self._cache.lengths  # [B] the slot of the next token to feed
         self._choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
-        target = state.target
-        # The target's processors and the draft's are the same ones.
-        self._chance = target.chance if isinstance(target, CompiledRunner) and not self._is_narrow else None
+        self._chance = None if self._is_narrow or min_confidence else chance_of(state)
 
     def _num_pending(self, state: DecodeState) -> Tensor:
         return self._pending  # only the host's lengths count here
 
     def observe_counts(self, proposal: Proposal, num_accepted: Sequence[int]) -> None:
-        # As in `observe`: the last drafted token was never fed.
-        self._seen = [n + min(a, proposal.depth - 1) for n, a in zip(self._lengths, num_accepted, strict=True)]
+        self._seen = [n + min(a, self._fed) for n, a in zip(self._lengths, num_accepted, strict=True)]
 
     def _commit(self, drafted: Sequence[int], num_drafted: Tensor) -> None:
         self._seen = [n + d for n, d in zip(self._lengths, drafted, strict=True)]
@@ -232,12 +263,16 @@ class CompiledSession(ModelSession):
             return logits
         return self._as_wide_as_target(state, logits[:, 0])
 
-    def _next(self, state: DecodeState, logits: Tensor, drafted: list[Tensor], q: list[Tensor]) -> Tensor | None:
+    def _next_scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor | None:
+        is_chosen = self._choice is not None or self._chance is not None
+        return logits if is_chosen else super()._next_scores(state, logits, drafted)
+
+    def _choose(self, state: DecodeState, scores: Tensor, q: list[Tensor], node: int) -> Tensor:
         if self._choice is not None:
             return self._choice
         if self._chance is None:
-            return super()._next(state, logits, drafted, q)
-        token, probs = self._chance.draw(logits, state.coin_names(), node=len(drafted))
+            return super()._choose(state, scores, q, node)
+        token, probs = self._chance.draw(scores, state.coin_names(), node)
         q.append(probs)
         return token
 
@@ -252,8 +287,13 @@ class ModelDrafter(Drafter):
         model: the draft, on the target's device.
         tokenizer, draft_tokenizer: compared token by token where both are given. Without them only
             vocabulary sizes are compared, which two different tokenizers may share.
+        min_confidence: a row's chain ends before the token at which the product of the draft's largest probabilities
+            falls below this (`confidence.Confidence` says why the product), and drafting when all rows have ended.
+            0 is off. Costs a softmax and one host read a drafted token, and pays where acceptance varies from text to
+            text more than `num_draft_tokens="auto"` can follow.
 
     Raises:
+        OptionError: min_confidence is no probability below 1.
         UnsupportedModelError: the draft's memory cannot be rolled back.
 
     Example:
@@ -266,7 +306,9 @@ class ModelDrafter(Drafter):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        min_confidence: float = 0.0,
     ) -> None:
+        self.min_confidence = check_confidence(min_confidence)
         if (tokenizer is None) != (draft_tokenizer is None):
             raise DraftMismatchError("give both tokenizer= (the target's) and draft_tokenizer=, or neither.")
         if tokenizer is not None and draft_tokenizer is not None:
@@ -313,14 +355,25 @@ class ModelDrafter(Drafter):
         _WARNED.add(self.model)
 
     def start(self, state: DecodeState) -> ModelSession:
+        return self._start_chains(self._start_runner(state), state)
+
+    def _start_runner(self, state: DecodeState) -> ModelRunner:
+        """Runs the draft in one call, compiled if that is wanted and possible."""
         probe(self._runner)
-        runner = compiled(self._runner, state.compile, state.max_new_tokens, state.graphs, "draft")
+        return compiled(self._runner, state.compile, state.max_new_tokens, state.graphs, "draft")
+
+    def _start_chains(self, runner: ModelRunner, state: DecodeState) -> ModelSession:
         if isinstance(runner, CompiledRunner):
-            return CompiledSession(runner, state)
-        return ModelSession(runner, state, _prompt(runner, state))
+            return CompiledSession(runner, state, self.min_confidence)
+        return ModelSession(runner, state, prompt_of(runner, state), self.min_confidence)
 
 
-def _prompt(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:
+def chance_of(state: DecodeState) -> Chance | None:
+    """What draws a drafted token in a graph, if anything does: target and draft have the same processors."""
+    return state.target.chance if isinstance(state.target, CompiledRunner) else None
+
+
+def prompt_of(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:
     """What the draft's decoder attends to: its own encoder's output, or the target's where it has no encoder."""
     if not runner.attends_to_encoder or state.encoded is None:
         return None
