@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "confident": {"num_nodes": 9, "min_confidence": 0.1},
 }
 TREES = [n for n in families.names("attention", "sliding", "moe") if n not in ("bloom", "falcon_alibi")]
-EACH_CHANGE = ("llama", "gpt2", "mistral", "gemma2")
+EACH_CHANGE = ("llama", "mistral")
 RECURRENT = ("mamba2", "falcon_h1")
 COLUMN = [n if n in EACH_CHANGE else pytest.param(n, marks=pytest.mark.long) for n in TREES]
 
@@ -70,7 +70,7 @@ SELF = {
 
 
 @pytest.mark.parametrize("kind", SELF)
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", pytest.param("gemma2", marks=pytest.mark.long)])
 def test_the_target_drafts_for_itself(name: str, kind: str) -> None:
     """Its likeliest path is right, behind trees and past the window of 8, or the draft's cache and masks are wrong."""
     out = decode(name, 3, TreeDrafter(family(name), **SELF[kind]), num_draft_tokens=3)
