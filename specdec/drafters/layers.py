@@ -20,9 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from specdec.errors import UnsupportedModelError
 
-_DEPTHS = frozenset(
-    "num_hidden_layers n_layer n_layers num_layers num_layer decoder_layers num_decoder_layers".split()
-)
+_DEPTHS = frozenset("num_hidden_layers n_layer n_layers num_layers num_layer decoder_layers num_decoder_layers".split())
 # Attributes of one object, bound to it: they would run the whole model, or keep it alive.
 _BOUND = ("forward", "generate", "_compiled_call_impl")
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -93,11 +91,11 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 def _depth(config: Any) -> int | None:
     """Layers of the decoder."""
-    names = ["num_hidden_layers"]
     if getattr(config, "is_encoder_decoder", False):  # their num_hidden_layers are the encoder's
-        names = ["decoder_layers", "num_decoder_layers", *names]
-    text = config.get_text_config(decoder=True)
-    return next((depth for name in names if (depth := getattr(text, name, None)) is not None), None)
+        for name in ("decoder_layers", "num_decoder_layers"):
+            if getattr(config, name, None) is not None:
+                return int(getattr(config, name))
+    return getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
 
 
 def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:

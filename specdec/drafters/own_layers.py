@@ -19,7 +19,6 @@ from specdec.types import Proposal, int_tensor
 from specdec.window import Window
 
 
-
 class LayersRunner(ModelRunner):
     """Runs some layers of a model that a runner runs whole, over a cache with an entry for each of all layers.
 
