@@ -4,7 +4,16 @@ from specdec.attach import Attachment, attached
 from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import Capabilities, capabilities
 from specdec.decode import SpeculativeEncoderDecoderOutput, SpeculativeOutput
-from specdec.drafters import Drafter, DraftSession, EarlyExitDrafter, ModelDrafter, NgramDrafter
+from specdec.drafters import (
+    Drafter,
+    DraftSession,
+    EarlyExitDrafter,
+    LayerSkipDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    SkipSet,
+    search_skip,
+)
 from specdec.errors import (
     DrafterError,
     DraftMismatchError,
@@ -39,11 +48,13 @@ __all__ = [
     "EarlyExitDrafter",
     "InputError",
     "Law",
+    "LayerSkipDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "NumericalError",
     "OptionError",
     "Proposal",
+    "SkipSet",
     "Source",
     "SpecdecError",
     "SpeculationStats",
@@ -58,4 +69,5 @@ __all__ = [
     "bundled_prompts",
     "capabilities",
     "generate",
+    "search_skip",
 ]

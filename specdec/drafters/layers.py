@@ -52,8 +52,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     found = [m for m in _outermost_lists(decoder) if len(m) == depth]
     if len(found) != 1:
         raise UnsupportedModelError(
-            f"{name} has {len(found)} lists of {depth} modules in its decoder, where its layers should be the only one: "
-            "its own layers cannot draft. Use ModelDrafter(draft) or NgramDrafter()."
+            f"{name} has {len(found)} lists of {depth} modules in its decoder, where its layers should be the only "
+            "one: its own layers cannot draft. Use ModelDrafter(draft) or NgramDrafter()."
         )
     for module in _way(model, found[0]):
         forward = vars(module).get("forward")
@@ -66,27 +66,39 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+def with_layers(model: PreTrainedModel, kept: Sequence[int], *, keep: bool = True) -> PreTrainedModel:
     """The model with the layers `kept` only (ascending indices); the same object for as long as the model is the same.
 
     Hooks that the user has put on the modules above the layers do not run in it; those on layers do.
+
+    Args:
+        keep: the clone stays with the model, so that later calls (and what is compiled for it) find it again.
 
     Raises:
         UnsupportedModelError: see `decoder_layers`.
     """
     key = tuple(kept)
     layers = decoder_layers(model)
+    way = [*_way(model, layers), layers]
+    if not keep:
+        return _cut_clone(model, layers, key, way)
     with _LOCK:
         known = _made.setdefault(model, {})
         found = known.get(key)
-        way = [*_way(model, layers), layers]
         if found is None or not _is_current(found, way):
-            memo: dict[int, Any] = {}
-            clone = _clone(model, layers, key, {id(m) for m in way}, {}, memo)
-            for config in _configs([clone, *_way(clone, _list_of(clone, model, layers))]):
-                _cut(config, len(layers), key)
-            found = known[key] = _Made(cast(PreTrainedModel, clone), *_state(way))
+            found = known[key] = _Made(_cut_clone(model, layers, key, way), *_state(way))
         return found.clone
+
+
+def _cut_clone(
+    model: PreTrainedModel, layers: nn.ModuleList, kept: tuple[int, ...], way: Sequence[nn.Module]
+) -> PreTrainedModel:
+    """A new clone whose configs say what it has."""
+    made: dict[int, nn.Module] = {}
+    clone = _clone(model, layers, kept, {id(m) for m in way}, made, {})
+    for config in _configs(list(made.values())):
+        _cut(config, len(layers), kept)
+    return cast(PreTrainedModel, clone)
 
 
 def _depth(config: Any) -> int | None:
@@ -120,12 +132,6 @@ def _way(module: nn.Module, layers: nn.Module) -> Iterator[nn.Module]:
         return [module, *below] if below or any(c is layers for c in children) else []
 
     yield from above(module)
-
-
-def _list_of(clone: nn.Module, model: nn.Module, layers: nn.Module) -> nn.Module:
-    """The clone's list of layers: the module of the same name."""
-    name = next(name for name, module in model.named_modules() if module is layers)
-    return clone.get_submodule(name)
 
 
 def _clone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import families
 import pytest
 import torch
 import traced
@@ -61,10 +62,9 @@ def test_both_graphs_over_one_cache(architecture: str, batch_size: int, options:
     assert compiled.speculation.graphs.calls >= compiled.speculation.draft_calls + compiled.speculation.rounds
 
 
-def test_windows_are_masks_there(architecture: str = "mistral") -> None:
+def test_windows_are_masks_there() -> None:
     """The target's graph keeps rings as full layers: uncompiled drafts over it look at the window only."""
-    import families
-
+    architecture = "mistral"
     target = families.family(architecture)
     assert traced.why_not_captured(target) is None
     inputs = families.inputs(architecture, 3)
