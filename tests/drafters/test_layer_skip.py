@@ -99,10 +99,14 @@ def test_the_search_finds_what_can_be_spared(deep: LlamaForCausalLM, texts: list
     assert first.score < found.score
 
 
+def argmax(model: LlamaForCausalLM, text: torch.Tensor) -> torch.Tensor:
+    return model(text[None], use_cache=False).logits.argmax(-1)
+
+
 def test_matchness_is_the_share_of_equal_argmaxes(deep: LlamaForCausalLM, texts: list[torch.Tensor]) -> None:
     found = specdec.search_skip(deep, texts, num_skipped=3, budget=1)
     draft = with_layers(deep, [i for i in range(6) if i not in found.skip])
-    same = [(draft(t[None]).logits.argmax(-1) == deep(t[None]).logits.argmax(-1)).double() for t in texts]
+    same = [(argmax(draft, t) == argmax(deep, t)).double() for t in texts]
     assert found.score == pytest.approx(float(torch.cat(same, 1).mean()))
 
 
@@ -116,8 +120,8 @@ def test_a_search_goes_on(deep: LlamaForCausalLM, texts: list[torch.Tensor], tmp
     loaded = specdec.SkipSet.load(tmp_path / "skip.json", deep)
     assert loaded == half
     assert specdec.search_skip(deep, texts, budget=3, start=loaded) == whole
-    other = specdec.search_skip(deep, texts, budget=5, num_skipped=2, seed=6)
-    assert other.tried != whole.tried
+    others = [specdec.search_skip(deep, texts[:1], budget=3, num_skipped=2, seed=seed) for seed in range(6, 10)]
+    assert len({other.tried for other in others}) > 1
 
 
 def test_files_of_other_models_and_broken_ones_are_refused(deep: LlamaForCausalLM, tmp_path: pathlib.Path) -> None:
