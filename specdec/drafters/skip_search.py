@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from specdec.drafters.layers import decoder_layers, with_layers
 from specdec.errors import OptionError
+from specdec.target import input_device
 from specdec.wrapped import uncompiled_call, unwrap
 
 _FORMAT = 1
@@ -171,7 +172,7 @@ def _next_set(found: SkipSet, size: int) -> tuple[int, ...] | None:
 
 def _rows(texts: Iterable[Sequence[int] | Tensor], target: PreTrainedModel) -> list[Tensor]:
     """[1, T] int64 each, on the target's device."""
-    device = target.get_input_embeddings().weight.device
+    device = input_device(target)
     rows = [torch.as_tensor(text, dtype=torch.int64, device=device).reshape(1, -1) for text in texts]
     if not rows or min(row.shape[1] for row in rows) < 2:
         raise OptionError("texts must hold at least one list of at least two token ids: outputs of the target, say.")
