@@ -4,7 +4,17 @@ from specdec.attach import Attachment, attached
 from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import Capabilities, capabilities
 from specdec.decode import SpeculativeEncoderDecoderOutput, SpeculativeOutput
-from specdec.drafters import Drafter, DraftSession, ModelDrafter, NgramDrafter, TreeDrafter
+from specdec.drafters import (
+    Drafter,
+    DraftSession,
+    EarlyExitDrafter,
+    LayerSkipDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    SkipSet,
+    TreeDrafter,
+    search_skip,
+)
 from specdec.errors import (
     DrafterError,
     DraftMismatchError,
@@ -36,13 +46,16 @@ __all__ = [
     "DraftSession",
     "Drafter",
     "DrafterError",
+    "EarlyExitDrafter",
     "InputError",
     "Law",
+    "LayerSkipDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "NumericalError",
     "OptionError",
     "Proposal",
+    "SkipSet",
     "Source",
     "SpecdecError",
     "SpeculationStats",
@@ -58,4 +71,5 @@ __all__ = [
     "bundled_prompts",
     "capabilities",
     "generate",
+    "search_skip",
 ]

@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from specdec.controller import MAX_DRAFT_TOKENS
-from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
+from specdec.drafters import Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
 from specdec.target import parameters
@@ -40,8 +40,8 @@ HONOURED = frozenset(
     "input_ids inputs_embeds attention_mask position_ids past_key_values logits_to_keep decoder_start_token_id".split()
 )
 MAPPED = frozenset(
-    "assistant_model assistant_tokenizer prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens "
-    "num_assistant_tokens_schedule cache_implementation use_cache".split()
+    "assistant_model assistant_tokenizer assistant_early_exit prompt_lookup_num_tokens max_matching_ngram_size "
+    "num_assistant_tokens num_assistant_tokens_schedule cache_implementation use_cache".split()
 )
 WITHOUT_EFFECT = frozenset(
     "transformers_version early_stopping length_penalty diversity_penalty num_beam_groups low_memory "
@@ -64,8 +64,6 @@ REFUSED = {
     "token_healing": "heal the prompt first with model.heal_tokens(input_ids, tokenizer), and pass what it returns.",
     "output_attentions": "run the returned sequences once through the model with output_attentions=True.",
     "is_assistant": "it is transformers' mark of a draft model: leave it out.",
-    "assistant_early_exit": "drafting with the target's first layers is not built yet: use "
-    "drafter=specdec.NgramDrafter(), which needs no second model either.",
     "use_mtp": "drafting with the target's own prediction heads is not built yet: use another drafter.",
     "speculation_type": "this kind of draft model is not built yet: use another drafter.",
     "assistant_ensemble_weight": "it changes the output's distribution, and specdec returns exactly the target's: "
@@ -142,7 +140,7 @@ def read_call(
         own = StopStringCriteria(tokenizer, strings)
         rest["stopping_criteria"] = [*(rest.get("stopping_criteria") or []), own]
     # None as an argument overrules what a config says: these are settled here.
-    for name in ("stop_strings", "cache_implementation", "prompt_lookup_num_tokens"):
+    for name in ("stop_strings", "cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit"):
         rest.pop(name, None)
         if settings.get(name) is not None:
             rest[name] = None
@@ -167,6 +165,11 @@ def check_config(config: GenerationConfig) -> None:
         raise UnsupportedOptionError(
             "prompt_lookup_num_tokens makes model.generate() draft by itself: leave it out beside custom_generate=, "
             "and give the decoder a specdec.NgramDrafter()."
+        )
+    if config.assistant_early_exit is not None:
+        raise UnsupportedOptionError(
+            "assistant_early_exit makes model.generate() draft by itself: leave it out beside custom_generate=, and "
+            "give the decoder a specdec.EarlyExitDrafter(exit_layer)."
         )
 
 
@@ -242,11 +245,13 @@ def _mapped(
     """transformers' own names of speculation, in our terms."""
     assistant = settings.get("assistant_model")
     lookup = settings.get("prompt_lookup_num_tokens")
-    asked = [n for n in ("assistant_model", "prompt_lookup_num_tokens") if settings.kwargs.get(n) is not None]
+    early_exit = settings.get("assistant_early_exit")
+    ways = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
+    asked = [n for n in ways if settings.kwargs.get(n) is not None]
     if drafter is not None and asked:
         raise OptionError(f"drafter= and {asked[0]}= were both given: which one should draft? Leave one out.")
-    if len(asked) == 2:
-        raise OptionError("assistant_model= and prompt_lookup_num_tokens= were both given: leave one out.")
+    if len(asked) > 1:
+        raise OptionError(f"{asked[0]}= and {asked[1]}= were both given: leave one out.")
     count = settings.get("num_assistant_tokens")
     schedule = settings.get("num_assistant_tokens_schedule")
     if drafter is None and assistant is not None:
@@ -259,6 +264,8 @@ def _mapped(
         if other is not None and tokenizer is None:
             raise OptionError("assistant_tokenizer= needs the target's tokenizer beside it: pass tokenizer= as well.")
         drafter = ModelDrafter(assistant, tokenizer=tokenizer if other is not None else None, draft_tokenizer=other)
+    elif drafter is None and early_exit is not None and (lookup is None or "assistant_early_exit" in asked):
+        drafter = EarlyExitDrafter(early_exit)
     elif drafter is None and lookup is not None:
         longest = settings.get("max_matching_ngram_size")
         drafter = NgramDrafter() if longest is None else NgramDrafter(min_ngram=1, max_ngram=longest)

@@ -210,7 +210,6 @@ ON: dict[str, Any] = {
     "token_healing": True,
     "output_attentions": True,
     "is_assistant": True,
-    "assistant_early_exit": 1,
     "use_mtp": True,
     "speculation_type": "dspark",
     "assistant_ensemble_weight": 0.5,

@@ -229,6 +229,10 @@ class RollbackCache(Cache):
         self.lengths = torch.tensor(lengths, device=self.lengths.device)
         self._opening.is_open = False
 
+    def abandon(self) -> None:
+        """Closes the window of attention layers; nothing of it is kept."""
+        self._opening.is_open = False
+
     def _restore_states(self, num_kept: Tensor) -> Tensor:
         """Each row's states as of the latest forward that it keeps wholly; returns the tokens [B] up to there."""
         covered = torch.tensor(self._covered, device=num_kept.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ from specdec.window import Window
 
 _KEPT_WIDTH = 32  # constants of windows up to this width are kept
 _CHUNK = 512  # a prompt's window: scores of all its tokens against all slots stand in memory at once
+
+
+class Buffers(Protocol):
+    """What a graph reads and writes: a cache, or some layers of one."""
+
+    def buffers(self) -> list[Tensor]:
+        """Keys and values [B, H, capacity, D] of each layer in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,7 @@ class CompiledRunner(ModelRunner):
         self,
         tokens: Tensor,
         starts: Tensor,
-        cache: RollbackCache,
+        cache: Buffers,
         *,
         keep: Tensor | None = None,
         num_valid: Tensor | None = None,

@@ -208,7 +208,27 @@ class ModelSession(DraftSession):
         return state.coins().draft(probs, node=node)
 
 
-class CompiledSession(ModelSession):
+class GraphChoices(ModelSession):
+    """A session whose tokens are chosen in a graph: by the draft's own in greedy calls, else by that of chance."""
+
+    _choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
+    _chance: Chance | None = None
+
+    def _next_scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor | None:
+        is_chosen = self._choice is not None or self._chance is not None
+        return logits if is_chosen else super()._next_scores(state, logits, drafted)
+
+    def _choose(self, state: DecodeState, scores: Tensor, q: list[Tensor], node: int) -> Tensor:
+        if self._choice is not None:
+            return self._choice
+        if self._chance is None:
+            return super()._choose(state, scores, q, node)
+        token, probs = self._chance.draw(scores, state.coin_names(), node)
+        q.append(probs)
+        return token
+
+
+class CompiledSession(GraphChoices):
     """Drafts with a compiled graph: a call a token, and the token chosen in it where the call is greedy.
 
     A chain begins with a row's last two tokens, whether the cache lacks one of them or both: writing a token again
@@ -224,7 +244,6 @@ class CompiledSession(ModelSession):
         self._is_greedy = runner.vocab_size == state.vocab_size and not asks
         self._second = torch.ones(1, dtype=torch.int64, device=state.device)
         self._starts = self._cache.lengths  # [B] the slot of the next token to feed
-        self._choice: Tensor | None = None  # [B] the graph's argmax, where that is what to draft
         self._chance = None if self._is_narrow or min_confidence else chance_of(state)
 
     def _num_pending(self, state: DecodeState) -> Tensor:
@@ -262,19 +281,6 @@ class CompiledSession(ModelSession):
             self._choice = outcome[:, 3]
             return logits
         return self._as_wide_as_target(state, logits[:, 0])
-
-    def _next_scores(self, state: DecodeState, logits: Tensor, drafted: list[Tensor]) -> Tensor | None:
-        is_chosen = self._choice is not None or self._chance is not None
-        return logits if is_chosen else super()._next_scores(state, logits, drafted)
-
-    def _choose(self, state: DecodeState, scores: Tensor, q: list[Tensor], node: int) -> Tensor:
-        if self._choice is not None:
-            return self._choice
-        if self._chance is None:
-            return super()._choose(state, scores, q, node)
-        token, probs = self._chance.draw(scores, state.coin_names(), node)
-        q.append(probs)
-        return token
 
 
 class ModelDrafter(Drafter):

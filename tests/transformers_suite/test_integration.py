@@ -94,6 +94,13 @@ def test_generate_from_inputs_embeds_with_bos_token_id_is_none(llama: PreTrained
         llama.generate(max_length=20, bos_token_id=None)
 
 
+def test_assisted_generation_early_exit(bare_llama: PreTrainedModel) -> None:
+    """Drafts of the first layers change no token; and the config still says how many layers there are."""
+    output = bare_llama.generate(IDS, do_sample=False, max_new_tokens=20, assistant_early_exit=1)
+    assert output.tolist() == plain(bare_llama, IDS, do_sample=False, max_new_tokens=20).tolist()
+    assert bare_llama.config.num_hidden_layers == 3
+
+
 def test_custom_stopping_criteria_overload_error(llama: PreTrainedModel) -> None:
     """A criterion that generate() also makes by itself is warned about; the custom one counts."""
     criteria = StoppingCriteriaList([MaxLengthCriteria(max_length=18)])

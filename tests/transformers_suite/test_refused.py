@@ -40,7 +40,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "test_cfg_mixin": {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[3, 4]])},
     "test_generate_with_quant_cache": {"cache_implementation": "quantized", "cache_config": {"nbits": 2}},
     "test_offloaded_cache_implementation": {"cache_implementation": "offloaded"},
-    "test_assisted_generation_early_exit": {"assistant_early_exit": 1},
     "test_custom_generate_callable": {"custom_generate": lambda *_, **__: "callable_success"},
     "test_custom_generate_from_argument_in_generate": _HUB,
     "test_custom_generate_bad_requirements": _HUB,
