@@ -68,7 +68,7 @@ class SuffixDrafter(Drafter):
         tokenizer: PreTrainedTokenizerBase | None = None,
         tree: Tree = "auto",
         max_nodes: int = 16,
-        alpha: float = 2.0,
+        alpha: float = 4.0,
         min_match: int = 1,
         min_score: float = 0.1,
     ) -> None:

@@ -8,7 +8,7 @@ import threading
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,10 @@ class SuffixIndex:
         Raises:
             OptionError: an id is negative or not below vocab_size.
         """
-        checked = self._checked(text)[-max(0, (self.max_bytes - 16) // 8) :]
-        if len(checked) == 0 or _bytes_of(len(checked)) > self.max_bytes:
+        checked, room = self._checked(text), (self.max_bytes - 4) // 8
+        if room < 1 or len(checked) == 0:
             return
+        checked = checked[-room:]
         with self._lock:
             arrays = [*self._arrays, SuffixArray.build([checked])]
             while len(arrays) > 1 and arrays[-2].num_tokens <= arrays[-1].num_tokens:
@@ -203,18 +204,21 @@ class SuffixIndex:
             OptionError: no such file, or it is damaged or no index.
             DraftMismatchError: another tokenizer.
         """
+        bounded = None if max_bytes is None else cls(max_bytes)  # refuses an impossible one
         try:
-            with np.load(path, allow_pickle=False) as file:
-                parts = {name: file[name] for name in file.files}
-            index, array = cls._read(parts, max_bytes)
+            with open(path, "rb") as raw:
+                file = np.load(raw, allow_pickle=False)
+                if isinstance(file, np.ndarray):
+                    raise ValueError("a single array")
+                index, array = cls._read(file)
         except _UNREADABLE as error:
-            if isinstance(error, OptionError):
-                raise
             if not os.path.exists(path):
                 raise OptionError(f"there is no index {path}: make one with specdec index build FILES.") from None
             raise OptionError(
                 f"{path} is damaged, or no index of specdec ({error}): build it again with specdec index build FILES."
             ) from None
+        if bounded is not None:
+            index.max_bytes = bounded.max_bytes
         if array.num_texts:
             index._arrays = tuple(index._bounded([array]))
         if tokenizer is not None:
@@ -222,8 +226,8 @@ class SuffixIndex:
         return index
 
     @classmethod
-    def _read(cls, parts: dict[str, Any], max_bytes: int | None) -> tuple[SuffixIndex, SuffixArray]:
-        """Raises KeyError or ValueError where the parts do not belong together."""
+    def _read(cls, parts: Mapping[str, Any]) -> tuple[SuffixIndex, SuffixArray]:
+        """Raises one of _UNREADABLE where the parts do not belong together."""
         if str(parts["format"]) != _FORMAT or int(parts["version"]) != _VERSION:
             raise ValueError(f"format {parts['format']}, version {parts['version']}")
         tokens, order, vocab_size = parts["tokens"], parts["order"], int(parts["vocab_size"])
@@ -231,8 +235,9 @@ class SuffixIndex:
             raise ValueError("arrays of other types")
         array = SuffixArray(tokens, order)
         array.check()
-        bound = int(parts["max_bytes"]) if max_bytes is None else max_bytes
-        index = cls(bound, vocab_size=vocab_size or None, fingerprint=str(parts["fingerprint"]) or None)
+        index = cls(
+            int(parts["max_bytes"]), vocab_size=vocab_size or None, fingerprint=str(parts["fingerprint"]) or None
+        )
         index._checked([array.highest] if array.num_texts else [])
         return index, array
 
