@@ -75,7 +75,8 @@ class _Reader:
         self.place = ""  # of the text read last
         self.is_done = False
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        console = Console(file=sys.stderr)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def __iter__(self) -> Iterator[list[int]]:
         task = self.progress.add_task("reading", total=sum(file.stat().st_size for file in self._files) or 1)
