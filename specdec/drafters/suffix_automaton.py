@@ -95,12 +95,11 @@ class SuffixAutomaton:
             self._next[state][token] = short
             state = self._link[state]
             self.steps += 1
-        if self._counted == known and self._counted_length <= self._length[short]:
-            self._counted = short
         return short
 
     def _count_suffixes(self, token: int) -> None:
         """Counts the new occurrence of every suffix up to the longest one that is counted."""
+        # Right even if `_counted` has just been split: both halves are followed by the same state.
         state, length = self._next[self._counted][token], self._counted_length + 1
         if length > self.max_count_length:
             length = self.max_count_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_joined_equals_built_at_once(groups: list[list[list[int]]]) -> None:
     assert joined.num_texts == sum(1 for group in groups for text in group if text)
     assert joined.num_tokens == sum(len(text) for group in groups for text in group)
     joined.check()
+
+
+def test_sorted_by_as_many_tokens_as_are_matched() -> None:
+    """Places that agree in their last 1, 2, ..., 80 tokens, and differ before."""
+    texts = [[random.Random(i).randrange(2) for _ in range(7)] + list(range(10 + i, 90)) for i in range(0, 80, 3)]
+    array = SuffixArray.build([[*text, 5] for text in texts + texts[::-1]])
+
+    def key(place: int) -> list[int]:
+        return array.tokens[max(0, place - MAX_MATCH + 1) : place + 1][::-1].tolist()
+
+    keys = [key(place) for place in array.order.tolist() if array.tokens[place] == 89]
+    assert len(keys) == 2 * len(texts)
+    # What stands in front of a text decides nothing.
+    keys = [k[: k.index(-1) + 1] if -1 in k else k for k in keys]
+    assert keys == sorted(keys)
 
 
 def test_matches_end_at_what_is_sorted() -> None:
