@@ -12,6 +12,8 @@ from specdec.drafters import (
     ModelDrafter,
     NgramDrafter,
     SkipSet,
+    SuffixDrafter,
+    SuffixIndex,
     TreeDrafter,
     search_skip,
 )
@@ -62,6 +64,8 @@ __all__ = [
     "SpeculativeDecoder",
     "SpeculativeEncoderDecoderOutput",
     "SpeculativeOutput",
+    "SuffixDrafter",
+    "SuffixIndex",
     "Trace",
     "TreeDrafter",
     "UnsupportedModelError",

@@ -31,6 +31,7 @@ from specdec.decode import SpeculativeOutput
 from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, SpecdecError
 from specdec.generate import SpeculativeDecoder
+from specdec.indexes import indexes
 from specdec.loop import Committed
 from specdec.packages import packages
 from specdec.pieces import Pieces
@@ -39,6 +40,7 @@ from specdec.types import Compile
 
 app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the same output, only sooner.")
 app.add_typer(packages, name="cache")
+app.add_typer(indexes, name="index")
 DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _COMPILE: dict[str, Compile] = {"yes": True, "no": False, "auto": "auto"}

@@ -29,7 +29,7 @@ ROOMS = [
     ["bundled", "arbitrate", "generate"],
     ["attach"],
     ["__init__"],
-    ["check", "packages"],
+    ["check", "indexes", "packages"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

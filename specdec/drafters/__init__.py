@@ -6,6 +6,8 @@ from specdec.drafters.layer_skip import LayerSkipDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.skip_search import SkipSet, search_skip
+from specdec.drafters.suffix import SuffixDrafter
+from specdec.drafters.suffix_index import SuffixIndex
 from specdec.drafters.tree import TreeDrafter
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "ModelDrafter",
     "NgramDrafter",
     "SkipSet",
+    "SuffixDrafter",
+    "SuffixIndex",
     "TreeDrafter",
     "search_skip",
 ]
