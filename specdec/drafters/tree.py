@@ -32,8 +32,8 @@ class TreeDrafter(ModelDrafter):
     Which tree:
 
     - neither of the below: dynamic. The paths that the draft finds most probable, other ones in each row and round:
-      `num_nodes` by best-first expansion (arXiv:2604.12989) or, with `expand`, by EAGLE-2's (arXiv:2406.16858), which
-      reads nothing on the host while it drafts. In sampling calls as acceptance="auto" below, unless children="best".
+      `num_nodes` by best-first expansion (arXiv:2604.12989), which costs one host read a depth, or, with `expand`, by
+      EAGLE-2's (arXiv:2406.16858), which costs none. In sampling calls as acceptance="auto", unless children="best".
     - `widths` or `parents`: a given shape.
     - `acceptance`: the best shape of `num_nodes` for these chances (arXiv:2402.12374), or for those that the call
       itself measures: "auto", one host read in eight rounds.
