@@ -236,7 +236,8 @@ class MixedDrafter(Drafter):
     runs a model and is not chosen is tried again after 8, 16, ... up to 256 rounds.
 
     Where the target verifies trees a row's proposals are joined, equal prefixes sharing nodes, as far as the tokens
-    that a drafter adds pay for its nodes.
+    that a drafter adds pay for its nodes. Joining, and telling several drafters what became of theirs, reads tokens
+    from the device: up to two small reads a round beside the loop's one.
 
     Exactness: a joined proposal has q = None, and what is in it depends on earlier rounds and on drafted tokens, never
     on this round's verification coins. Drafted tokens that come with q (a model's in a sampling call) keep it: a row
