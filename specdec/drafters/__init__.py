@@ -3,6 +3,8 @@
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.drafters.early_exit import EarlyExitDrafter
 from specdec.drafters.layer_skip import LayerSkipDrafter
+from specdec.drafters.lookahead import LookaheadDrafter
+from specdec.drafters.mixed import MixedDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.skip_search import SkipSet, search_skip
@@ -15,6 +17,8 @@ __all__ = [
     "Drafter",
     "EarlyExitDrafter",
     "LayerSkipDrafter",
+    "LookaheadDrafter",
+    "MixedDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "SkipSet",
