@@ -50,7 +50,7 @@ class Attachment:
 @contextmanager
 def attached(
     target: PreTrainedModel,
-    drafter: Drafter | PreTrainedModel | None = None,
+    drafter: Drafter | PreTrainedModel | str | None = None,
     num_draft_tokens: NumDraftTokens = "auto",
     rule: Rule = "rejection",
     compile: Compile = False,

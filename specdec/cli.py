@@ -28,7 +28,8 @@ from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import capabilities
 from specdec.check import load, summary, table
 from specdec.decode import SpeculativeOutput
-from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
+from specdec.drafters import Drafter, ModelDrafter, NgramDrafter, TreeDrafter
+from specdec.drafters.named import NAMES, named
 from specdec.errors import OptionError, SpecdecError
 from specdec.generate import SpeculativeDecoder
 from specdec.indexes import indexes
@@ -44,7 +45,10 @@ app.add_typer(indexes, name="index")
 DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _COMPILE: dict[str, Compile] = {"yes": True, "no": False, "auto": "auto"}
-_DRAFT_HELP = "Draft model, 'ngram' or 'none'; if omitted the bundled draft, with --target ngram."
+_DRAFT_HELP = (
+    "Draft model (directory or hub id), or one of ngram, suffix, suffix:INDEX, early-exit, early-exit:LAYERS, "
+    "lookahead, tree (of the bundled draft), tree:MODEL, none; if omitted the bundled draft, with --target ngram."
+)
 _DTYPE_HELP = "bfloat16, float16, float32 or auto: bfloat16 where the device computes in it, else float32."
 _COMPILE_HELP = (
     "yes, no or auto: run compiled graphs. yes builds what is missing, which takes a minute or two, once for a model; "
@@ -118,23 +122,41 @@ def _placed(model: Any, device: str) -> PreTrainedModel:
 
 
 def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str) -> Loaded:
-    """The bundled pair by default; `draft` is a path, "ngram" or "none"."""
-    drafter: Drafter | None = NgramDrafter()
+    """The bundled pair by default; `draft` is a path, a drafter's name or "none"."""
+    small: PreTrainedModel | None = None
     if target is None:
         model, small, tokenizer = bundled_pair(dtype)
-        drafter = ModelDrafter(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=tokenizer)
     else:
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(target)
+    return Loaded(_placed(model, device), _drafter(draft, small, tokenizer, dtype, device), tokenizer)
+
+
+def _drafter(
+    draft: str | None,
+    bundled: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: str,
+) -> Drafter | None:
+    """What `--draft` asks for; bundled: the draft model, where the target is the bundled one."""
+    kind, colon, value = (draft or "").partition(":")
     if draft == "none":
-        drafter = None
-    elif draft == "ngram":
-        drafter = NgramDrafter()
-    elif draft is not None:
-        small = AutoModelForCausalLM.from_pretrained(draft, dtype=dtype).eval()
-        draft_tokenizer = AutoTokenizer.from_pretrained(draft)
-        drafter = ModelDrafter(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=draft_tokenizer)
-    return Loaded(_placed(model, device), drafter, tokenizer)
+        return None
+    if draft is None and bundled is None:
+        return NgramDrafter()
+    if kind in NAMES and kind != "tree":
+        return named(draft or "", tokenizer=tokenizer)
+    path = value if kind == "tree" and colon else None if draft in (None, "tree") else draft
+    if path is None and bundled is None:
+        raise OptionError("--draft tree needs a draft model beside another target: name one, as in tree:MODEL.")
+    if path is None:
+        small, theirs = bundled, tokenizer
+    else:
+        small = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        theirs = AutoTokenizer.from_pretrained(path)
+    kinds = TreeDrafter if kind == "tree" else ModelDrafter
+    return kinds(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=theirs)
 
 
 def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | None) -> str:

@@ -20,6 +20,7 @@ from specdec.checks import check_embeds, check_ids, check_padding
 from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.decode import OnCommit, OnFinish, Output, Prepared, decode
 from specdec.drafters import Drafter, ModelDrafter
+from specdec.drafters.named import named
 from specdec.errors import InputError, OptionError
 from specdec.loop import Rule
 from specdec.memory import check_past
@@ -36,7 +37,8 @@ class SpeculativeDecoder:
     """Reusable settings of speculative decoding.
 
     Args:
-        drafter: a Drafter, or a transformers model to draft with; None decodes without drafts.
+        drafter: a Drafter, a transformers model to draft with, or a name: "ngram", "suffix", "early-exit",
+            "early-exit:4" (so many layers), "lookahead"; None decodes without drafts.
         num_draft_tokens: tokens to draft a round, or "auto": chosen each round from measured acceptance
             and costs, down to none while drafting does not pay.
         rule: "rejection" (Alg. 1, arXiv:2211.17192) or "block" (arXiv:2403.10444; chains, accepts a
@@ -46,7 +48,7 @@ class SpeculativeDecoder:
             it; a model that cannot be compiled runs uncompiled, and `out.speculation.graphs` says why.
 
     Raises:
-        OptionError: num_draft_tokens is not a positive integer up to 16 or "auto"; an unknown rule or compile.
+        OptionError: num_draft_tokens is not a positive integer up to 16 or "auto"; an unknown name, rule or compile.
         UnsupportedModelError: the draft model's memory cannot be rolled back.
 
     Example:
@@ -57,7 +59,7 @@ class SpeculativeDecoder:
 
     def __init__(
         self,
-        drafter: Drafter | PreTrainedModel | None = None,
+        drafter: Drafter | PreTrainedModel | str | None = None,
         num_draft_tokens: NumDraftTokens = "auto",
         rule: Rule = "rejection",
         compile: Compile = False,
@@ -72,12 +74,12 @@ class SpeculativeDecoder:
             raise OptionError(f"rule must be 'rejection' or 'block', got {rule!r}.")
         if not (isinstance(compile, bool) or compile == "auto"):
             raise OptionError(f"compile must be True, False or 'auto', got {compile!r}.")
-        drafter = unwrap(drafter)
+        drafter = named(drafter) if isinstance(drafter, str) else unwrap(drafter)
         if isinstance(drafter, PreTrainedModel):
             drafter = ModelDrafter(drafter)
         if drafter is not None and not isinstance(drafter, Drafter):
             raise OptionError(
-                f"drafter must be a specdec.Drafter or a transformers model, got {type(drafter).__name__}. "
+                f"drafter must be a specdec.Drafter, a transformers model or a name, got {type(drafter).__name__}. "
                 "Instantiate the class, or load the model first."
             )
         self.drafter: Drafter | None = drafter
@@ -194,7 +196,7 @@ def generate(
     inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
     *,
-    drafter: Drafter | PreTrainedModel | None = None,
+    drafter: Drafter | PreTrainedModel | str | None = None,
     num_draft_tokens: NumDraftTokens = "auto",
     rule: Rule = "rejection",
     compile: Compile = False,
@@ -214,8 +216,9 @@ def generate(
         inputs: [B, T] int64 prompt, left-padded; also as `input_ids=` or `inputs_embeds=`. For an encoder-decoder what
             its encoder reads.
         generation_config: as in transformers.
-        drafter: a Drafter or a draft model; None decodes without drafts, unless `assistant_model=` or
-            `prompt_lookup_num_tokens=` names one.
+        drafter: a Drafter, a draft model, or a name: "ngram", "suffix", "early-exit", "early-exit:4", "lookahead", or
+            "tree" with `assistant_model=` beside it (docs/strategies.md). None decodes without drafts, unless
+            `assistant_model=`, `assistant_early_exit=` or `prompt_lookup_num_tokens=` names one.
         num_draft_tokens: drafted tokens a round, or "auto".
         rule: "rejection" or "block"; both exact.
         compile: True, False or "auto": run compiled graphs of target and draft; see `SpeculativeDecoder`.
@@ -239,6 +242,8 @@ def generate(
         >>> out = specdec.generate(target, **inputs, drafter=draft, max_new_tokens=64)  # doctest: +SKIP
     """
     with ended(kwargs.get("streamer")):
+        if isinstance(drafter, str) and drafter == "tree":
+            drafter = named(drafter, unwrap(kwargs.pop("assistant_model", None)))
         decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule, compile)
         return decoder.run(
             target,

@@ -72,7 +72,14 @@ class DraftSession:
 
 
 class Drafter:
-    """Settings of a drafting method; shared between calls and threads, so never changed by one."""
+    """Settings of a drafting method; shared between calls and threads, so never changed by one.
+
+    Attributes:
+        depth: what num_draft_tokens="auto" means for it, if that is not to be measured; for proposals most of which are
+            not there to be accepted.
+    """
+
+    depth: int | None = None
 
     def check(self, target: PreTrainedModel) -> None:
         """Raises a SpecdecError if this drafter cannot serve the target. Called before any forward."""

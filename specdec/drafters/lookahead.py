@@ -99,8 +99,8 @@ class LookaheadDrafter(Drafter):
     of that width costs little more than one of a single token, as on a GPU with room to spare, or where the output
     repeats itself. All that is drafted comes from earlier rounds, so that the output is exact, greedy or sampled.
 
-    The tree is W + N - 3 levels deep, and no deeper than the call's `num_draft_tokens`: give that as a number, since
-    "auto" counts the lookahead branch as drafts that fail. Columns beyond it are not run and keep their guesses; below
+    The tree is W + N - 3 levels deep, which is what num_draft_tokens="auto" means here, and no deeper than the call's
+    `num_draft_tokens`. Columns beyond it are not run and keep their guesses; below
     N - 2 levels no column is. Models that verify no trees (recurrent states, positions of the batch) get the latest
     n-gram of the pool as a chain, which then has the text's own n-grams only, and nothing if `reads_text` is False.
     The target's answers are read from the device once more a round.
@@ -141,6 +141,7 @@ class LookaheadDrafter(Drafter):
         self.window, self.ngram = window, ngram
         self.max_candidates, self.max_ngrams = max_candidates, max_ngrams
         self.reads_text = reads_text
+        self.depth = window + ngram - 3
 
     def start(self, state: DecodeState) -> LookaheadSession:
         if state.target is not None and not state.target.layout.trees:

@@ -47,7 +47,8 @@ def test_a_mix_with_a_compiled_draft(do_sample: bool) -> None:
         assert traced.why_not_captured(model) is None
     drafter = specdec.MixedDrafter([specdec.NgramDrafter(min_ngram=1), specdec.ModelDrafter(draft)], costs=[0, 0.4])
     compiled, plain = (run(target, drafter, compile, do_sample) for compile in (True, False))
-    assert compiled.speculation.graphs.roles == {"target": "compiled", "draft": "compiled"}
+    roles = {"target", "draft", "sampling"} if do_sample else {"target", "draft"}
+    assert compiled.speculation.graphs.roles == dict.fromkeys(roles, "compiled")
     assert torch.equal(compiled.sequences, plain.sequences)
     assert 0 < compiled.speculation.accepted == plain.speculation.accepted
     if not do_sample:
