@@ -4,7 +4,7 @@ from specdec.attach import Attachment, attached
 from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import Capabilities, capabilities
 from specdec.decode import SpeculativeEncoderDecoderOutput, SpeculativeOutput
-from specdec.drafters import Drafter, DraftSession, ModelDrafter, NgramDrafter
+from specdec.drafters import CrossTokenizerDrafter, Drafter, DraftSession, ModelDrafter, NgramDrafter
 from specdec.errors import (
     DrafterError,
     DraftMismatchError,
@@ -31,6 +31,7 @@ __all__ = [
     "Attachment",
     "Capabilities",
     "Committed",
+    "CrossTokenizerDrafter",
     "DecodeState",
     "DraftMismatchError",
     "DraftSession",

@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from specdec.controller import MAX_DRAFT_TOKENS
-from specdec.drafters import Drafter, ModelDrafter, NgramDrafter
+from specdec.drafters import CrossTokenizerDrafter, Drafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
 from specdec.target import parameters
@@ -258,7 +258,12 @@ def _mapped(
         tokenizer, other = settings.get("tokenizer"), settings.get("assistant_tokenizer")
         if other is not None and tokenizer is None:
             raise OptionError("assistant_tokenizer= needs the target's tokenizer beside it: pass tokenizer= as well.")
-        drafter = ModelDrafter(assistant, tokenizer=tokenizer if other is not None else None, draft_tokenizer=other)
+        if other is None:
+            drafter = ModelDrafter(assistant)
+        elif tokenizer.get_vocab() == other.get_vocab():
+            drafter = ModelDrafter(assistant, tokenizer=tokenizer, draft_tokenizer=other)
+        else:
+            drafter = CrossTokenizerDrafter(assistant, target_tokenizer=tokenizer, draft_tokenizer=other)
     elif drafter is None and lookup is not None:
         longest = settings.get("max_matching_ngram_size")
         drafter = NgramDrafter() if longest is None else NgramDrafter(min_ngram=1, max_ngram=longest)
