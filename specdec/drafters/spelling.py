@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerBase
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # sentencepiece's name of a byte that no token spells
@@ -96,6 +96,8 @@ def _copied(tokenizer: Any) -> Tokenizer | None:
     copy.no_truncation()
     copy.no_padding()
     copy.encode_special_tokens = True
+    if isinstance(copy.decoder, decoders.WordPiece):  # cleaned up, a text's end would depend on what follows
+        copy.decoder = decoders.WordPiece(prefix=copy.decoder.prefix, cleanup=False)
     return copy
 
 
