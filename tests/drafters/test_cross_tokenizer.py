@@ -99,7 +99,9 @@ def test_samples_what_the_draft_samples() -> None:
     assert one.speculation.accepted == two.speculation.accepted > 0
 
 
-@pytest.mark.parametrize(("family", "method"), [("mistral", "text"), ("mistral", "intersection"), ("mamba2", "intersection")])
+@pytest.mark.parametrize(
+    ("family", "method"), [("mistral", "text"), ("mistral", "intersection"), ("mamba2", "intersection")]
+)
 def test_other_memories(family: str, method: str) -> None:
     """Rings that were written over are read again; recurrent states follow a text that only grows."""
     one, two = with_renamed_draft(0.05, method, family, do_sample=False)
@@ -324,9 +326,7 @@ def test_auto() -> None:
         drafter = cross(speaker(other, seed=1), mine, other, "auto")
         start = drafter.start
         drafter.start = lambda state: (s := start(state), started.append(type(s).__name__))[0]  # type: ignore[method-assign]
-        specdec.generate(
-            speaker(mine), torch.tensor([ids]), drafter=drafter, do_sample=do_sample, max_new_tokens=2
-        )
+        specdec.generate(speaker(mine), torch.tensor([ids]), drafter=drafter, do_sample=do_sample, max_new_tokens=2)
         return started[-1]
 
     text, intersection = TextSession.__name__, IntersectionSession.__name__

@@ -93,7 +93,10 @@ def test_special_tokens() -> None:
     assert row.continuation([*ids(other, " in"), other.eos_token_id, 7]) == [*ids(mine, " in"), end]
     assert row.continuation([*ids(other, " in"), other.bos_token_id, 7]) == ids(mine, " in")
     spelled, other = [t for c in "</s>" for t in ids(mine, c)], byte_level(30, bos=True)
-    assert between(mine, other).read(spelled) == [other.bos_token_id, *(t for c in ("</", "s", ">") for t in ids(other, c))]
+    assert between(mine, other).read(spelled) == [
+        other.bos_token_id,
+        *(t for c in ("</", "s", ">") for t in ids(other, c)),
+    ]
 
 
 @pytest.mark.parametrize("cut", [1, 2])
