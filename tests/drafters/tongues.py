@@ -14,7 +14,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TEXT = (
-    "def heap(items, key=None):\n    for index, item in enumerate(items):\n        return 'naïve café, 中文 – 12345'\n"
+    "def heap(items, key=None):\n    for index, item in enumerate(items):\n        return 'naïve café, 中文 ß 12345'\n"
     "The quick brown Fox jumps over the lazy dog. It's the end of the World, isn't it?\n"
 )
 CHARACTERS = 94

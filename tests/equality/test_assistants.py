@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from equality.letters import letters
 from equality.own import five_letters
 from models import prompts, tiny
