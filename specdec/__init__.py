@@ -5,6 +5,7 @@ from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import Capabilities, capabilities
 from specdec.decode import SpeculativeEncoderDecoderOutput, SpeculativeOutput
 from specdec.drafters import (
+    CrossTokenizerDrafter,
     Drafter,
     DraftSession,
     EarlyExitDrafter,
@@ -45,6 +46,7 @@ __all__ = [
     "Attachment",
     "Capabilities",
     "Committed",
+    "CrossTokenizerDrafter",
     "DecodeState",
     "DraftMismatchError",
     "DraftSession",

@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from specdec.controller import MAX_DRAFT_TOKENS
-from specdec.drafters import Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter
+from specdec.drafters import CrossTokenizerDrafter, Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter
 from specdec.errors import OptionError, UnsupportedOptionError
 from specdec.loop import Rule
 from specdec.target import parameters
@@ -263,7 +263,12 @@ def _mapped(
         tokenizer, other = settings.get("tokenizer"), settings.get("assistant_tokenizer")
         if other is not None and tokenizer is None:
             raise OptionError("assistant_tokenizer= needs the target's tokenizer beside it: pass tokenizer= as well.")
-        drafter = ModelDrafter(assistant, tokenizer=tokenizer if other is not None else None, draft_tokenizer=other)
+        if other is None:
+            drafter = ModelDrafter(assistant)
+        elif tokenizer.get_vocab() == other.get_vocab():
+            drafter = ModelDrafter(assistant, tokenizer=tokenizer, draft_tokenizer=other)
+        else:
+            drafter = CrossTokenizerDrafter(assistant, target_tokenizer=tokenizer, draft_tokenizer=other)
     elif drafter is None and early_exit is not None and (lookup is None or "assistant_early_exit" in asked):
         drafter = EarlyExitDrafter(early_exit)
     elif drafter is None and lookup is not None:

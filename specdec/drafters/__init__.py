@@ -1,6 +1,7 @@
 """Drafters: small classes that only propose."""
 
 from specdec.drafters.base import Drafter, DraftSession
+from specdec.drafters.cross_tokenizer import CrossTokenizerDrafter
 from specdec.drafters.early_exit import EarlyExitDrafter
 from specdec.drafters.layer_skip import LayerSkipDrafter
 from specdec.drafters.lookahead import LookaheadDrafter
@@ -13,6 +14,7 @@ from specdec.drafters.suffix_index import SuffixIndex
 from specdec.drafters.tree import TreeDrafter
 
 __all__ = [
+    "CrossTokenizerDrafter",
     "DraftSession",
     "Drafter",
     "EarlyExitDrafter",

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from equality.letters import letters
 from equality.own import five_letters
 from models import prompts, tiny
@@ -67,12 +68,24 @@ def test_longest_ngram_of_prompt_lookup() -> None:
 
 
 def test_two_tokenizers() -> None:
-    """Compared before any forward; equal vocabularies draft, others are refused."""
+    """Compared before any forward: equal vocabularies draft, others are translated, one that is too large refused."""
     stats = counters(assistant_model=DRAFT, tokenizer=letters(), assistant_tokenizer=letters())
     assert stats.accepted > 0
     other = PreTrainedTokenizerFast(tokenizer_object=letters().backend_tokenizer)
     other.add_tokens(["another"])
-    with pytest.raises(specdec.DraftMismatchError):
+    with pytest.raises(specdec.DraftMismatchError, match="draft_tokenizer has ids up to 96"):
         counters(assistant_model=DRAFT, tokenizer=letters(), assistant_tokenizer=other)
+    arguments = {**prompts(2), "max_new_tokens": 16, "do_sample": False}
+    stats: list[specdec.SpeculationStats] = []
+    out = specdec.generate(
+        TARGET,
+        **arguments,
+        assistant_model=tiny("llama", vocab_size=97),
+        tokenizer=letters(),
+        assistant_tokenizer=other,
+        on_finish=stats.append,
+    )
+    assert torch.equal(out, TARGET.generate(**arguments))
+    assert stats[0].drafted > 0
     with pytest.raises(specdec.OptionError, match="tokenizer="):
         counters(assistant_model=DRAFT, assistant_tokenizer=letters())
