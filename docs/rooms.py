@@ -9,29 +9,30 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 15, 12),
-    ("attach", "for code that calls target.generate()", 0, 14, 6),
-    ("check", "capabilities", 6, 14, 3),
-    ("packages", "specdec cache", 9, 14, 3),
-    ("generate", "the drop-in edge", 0, 13, 4),
-    ("arbitrate", "bug or near-tie?", 4, 13, 4),
-    ("bundled", "the pair, the prompts", 8, 13, 4),
-    ("decode", "one prepared call: parts in, transformers' output out", 0, 12, 12),
-    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 11, 12),
-    ("inputs", "every form of a prompt, as the loop wants it", 0, 10, 12),
-    ("options", "every argument: honoured, mapped or refused", 0, 9, 8),
-    ("checks", "bad prompts", 8, 9, 4),
-    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 8, 12),
-    ("drafters", "only propose", 0, 7, 6),
-    ("controller", "how many tokens to draft", 6, 7, 6),
-    ("compiled", "steps as one graph, built once, kept on disk", 0, 6, 8),
-    ("capabilities", "what may a model do?", 8, 6, 4),
-    ("probe", "how can this model be rolled back?", 0, 5, 12),
-    ("feeding", "what comes before a round's window", 0, 4, 12),
-    ("target", "one forward of one model", 0, 3, 4),
-    ("state", "tokens, rows", 4, 3, 2.6),
-    ("recording", "scores, logits", 6.6, 3, 2.7),
-    ("streaming", "to streamers", 9.3, 3, 2.7),
+    ("cli", "the command line", 0, 16, 12),
+    ("attach", "for code that calls target.generate()", 0, 15, 5),
+    ("check", "capabilities", 5, 15, 2.3),
+    ("packages", "specdec cache", 7.3, 15, 2.4),
+    ("indexes", "specdec index", 9.7, 15, 2.3),
+    ("generate", "the drop-in edge", 0, 14, 4),
+    ("arbitrate", "bug or near-tie?", 4, 14, 4),
+    ("bundled", "the pair, the prompts", 8, 14, 4),
+    ("decode", "one prepared call: parts in, transformers' output out", 0, 13, 12),
+    ("memory", "what earlier calls left in the cache, and what this one leaves", 0, 12, 12),
+    ("inputs", "every form of a prompt, as the loop wants it", 0, 11, 12),
+    ("options", "every argument: honoured, mapped or refused", 0, 10, 8),
+    ("checks", "bad prompts", 8, 10, 4),
+    ("loop", "propose, forward, verify, commit: the only decoding loop", 0, 9, 12),
+    ("drafters", "only propose", 0, 8, 6),
+    ("controller", "how many tokens to draft", 6, 8, 6),
+    ("compiled", "steps as one graph, built once, kept on disk", 0, 7, 8),
+    ("capabilities", "what may a model do?", 8, 7, 4),
+    ("probe", "how can this model be rolled back?", 0, 6, 12),
+    ("feeding", "what comes before a round's window", 0, 5, 12),
+    ("state", "a call's tokens, rows and coins; what drafters may look at", 0, 4, 12),
+    ("target", "one forward of one model", 0, 3, 5),
+    ("recording", "scores, logits", 5, 3, 3.5),
+    ("streaming", "to streamers", 8.5, 3, 3.5),
     ("sampling", "processors -> p", 0, 2, 4),
     ("stopping", "when rows end", 4, 2, 4),
     ("prompt", "embeddings, images", 8, 2, 4),
@@ -48,7 +49,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 9.6))
+    figure, axes = plt.subplots(figsize=(9, 10.2))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -59,10 +60,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 15.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 16.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 7.5, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 16.1))
+    axes.text(12.75, 8, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 17.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 
