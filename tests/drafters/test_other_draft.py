@@ -37,4 +37,5 @@ def test_it_drafts_for_the_bundled_target(method: str) -> None:
         do_sample=False,
         return_dict_in_generate=True,
     )
-    assert out.speculation.acceptance_rate > 0.4
+    # A wrong translation accepts next to nothing; how much more it is depends on the draft (drafts/README.md).
+    assert out.speculation.acceptance_rate > 0.2
