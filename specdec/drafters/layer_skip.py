@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
-from specdec.drafters.layers import decoder_layers
+from specdec.drafters.layers import check_moved, decoder_layers
 from specdec.drafters.own_layers import OwnLayersDrafter
 from specdec.drafters.skip_search import SkipSet, check_fits
 from specdec.errors import OptionError
@@ -27,7 +27,8 @@ class LayerSkipDrafter(OwnLayersDrafter):
     Raises:
         OptionError: no layer, a layer twice, or no index; at the call: an index that the target does not have, nothing
             left to draft with, or a set that was found for another model.
-        UnsupportedModelError: at the call: the target's layers are not one list of modules.
+        UnsupportedModelError: at the call: the target's layers are not one list of modules, or are told their place at
+            each call (Zamba2).
 
     Example:
         >>> specdec.generate(target, **inputs, drafter=LayerSkipDrafter(skip=[5, 6, 7, 8]))  # doctest: +SKIP
@@ -48,7 +49,8 @@ class LayerSkipDrafter(OwnLayersDrafter):
     def check(self, target: PreTrainedModel) -> None:
         if self._found is not None:
             check_fits(self._found, target)
-        depth = len(decoder_layers(target))
+        layers = decoder_layers(target)
+        depth = len(layers)
         if self.skip[-1] >= depth:
             raise OptionError(
                 f"skip names layer {self.skip[-1]}, and {type(target).__name__} has {depth}: indices go from 0 to "
@@ -56,6 +58,7 @@ class LayerSkipDrafter(OwnLayersDrafter):
             )
         if len(self.skip) == depth:
             raise OptionError(f"skip names all {depth} layers of {type(target).__name__}: leave some to draft with.")
+        check_moved(layers, [i for i in range(depth) if i not in self.skip])
 
     def layers(self, state: DecodeState) -> Sequence[int]:
         assert state.target is not None

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specdec.errors import UnsupportedModelError
+from specdec.target import parameters
 
 _DEPTHS = frozenset("num_hidden_layers n_layer n_layers num_layers num_layer decoder_layers num_decoder_layers".split())
 # Attributes of one object, bound to it: they would run the whole model, or keep it alive.
@@ -66,6 +67,18 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
+def check_moved(layers: nn.ModuleList, kept: Sequence[int]) -> None:
+    """Raises UnsupportedModelError for layers that are told their place at each call, if some of them moved."""
+    if list(kept) == list(range(len(kept))):
+        return
+    for layer in layers:
+        if "layer_idx" in parameters(layer.forward):
+            raise UnsupportedModelError(
+                f"a {type(layer).__name__} is told its place among the layers at each call, and would find another's "
+                "memory with layers before it left out: use EarlyExitDrafter, which leaves out the last ones."
+            )
+
+
 def with_layers(model: PreTrainedModel, kept: Sequence[int], *, keep: bool = True) -> PreTrainedModel:
     """The model with the layers `kept` only (ascending indices); the same object for as long as the model is the same.
 
@@ -79,6 +92,7 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int], *, keep: bool = Tru
     """
     key = tuple(kept)
     layers = decoder_layers(model)
+    check_moved(layers, kept)
     way = [*_way(model, layers), layers]
     if not keep:
         return _cut_clone(model, layers, key, way)
