@@ -111,7 +111,13 @@ def _cut_clone(
     made: dict[int, nn.Module] = {}
     clone = _clone(model, layers, kept, {id(m) for m in way}, made, {})
     for config in _configs(list(made.values())):
+        kinds = _kinds(config)
         _cut(config, len(layers), kept)
+        if kinds is not None and len(kinds) == len(layers) and _kinds(config) != [kinds[k] for k in kept]:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}'s config cannot say that it has some of its layers only, which are of "
+                "several kinds: its own layers cannot draft. Use ModelDrafter(draft) or NgramDrafter()."
+            )
     return cast(PreTrainedModel, clone)
 
 
@@ -198,8 +204,22 @@ def _cut(config: Any, depth: int, kept: tuple[int, ...]) -> None:
     for name, value in list(values.items()):
         if name in _DEPTHS and value == depth:
             values[name] = len(kept)
-        elif isinstance(value, list | tuple) and len(value) == depth:
+        elif isinstance(value, list | tuple) and len(value) == depth and not _are_indices(name, value):
             values[name] = type(value)(value[k] for k in kept)
+        elif isinstance(value, list | tuple) and _are_indices(name, value):
+            values[name] = type(value)(kept.index(v) for v in value if v in kept)
+
+
+def _are_indices(name: str, values: Sequence[Any]) -> bool:
+    """Does a list name some of the layers, by their places?"""
+    words = ("layer_indices", "layers_indices", "layer_ids", "layer_idxs", "layers_idxs")
+    return name.endswith(words) and all(type(v) is int for v in values)
+
+
+def _kinds(config: Any) -> list[Any] | None:
+    """What each layer is; a property in some configs, made of other values."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    return None if kinds is None else list(kinds)
 
 
 def _state(modules: Sequence[nn.Module]) -> tuple[list[dict[str, Any]], list[str]]:
