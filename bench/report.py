@@ -29,6 +29,7 @@ def report(data: dict[str, Any]) -> str:
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
     if lengths:
+        parts += ["### Strategies", _strategies(lengths)]
         parts += ["### Acceptance length of trees over the chain's of the same depth", _lengths(lengths)]
     if first:
         parts += ["### Time to the first token", _first(first)]
@@ -87,12 +88,37 @@ def _sides(infos: Iterable[Info]) -> str:
                     side,
                     f"{own['tokens_per_second']:.1f}",
                     str(own["tokens"]),
-                    f"{own['tokens'] / own['target_forwards']:.2f}",
+                    _optional(own["tokens"] / own["target_forwards"] if own["target_forwards"] else None),
                     _equal(own.get("rows_equal_to_plain")),
                     _percent(own.get("share_outside_graphs")),
                 ]
             )
     columns = "dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain|outside graphs"
+    return _table(columns, rows)
+
+
+def _strategies(infos: Iterable[Info]) -> str:
+    """A line a strategy: against plain decoding and transformers' nearest."""
+    rows = []
+    for info in infos:
+        over: dict[str, dict[str, Any]] = {}
+        for r in info["ratios"]:
+            if not r.get("note", "").endswith("chain"):
+                over.setdefault(r["side"], {})[r["over"]] = r
+        for side, ratios in over.items():
+            own, plain = info["sides"][side], ratios.pop("plain")
+            name, nearest = next(iter(ratios.items()), ("", None))
+            rows.append(
+                [
+                    *_case(info)[2:],
+                    side,
+                    f"{plain['ratio']:.2f}",
+                    f"{nearest['ratio']:.2f} {name}" if nearest else "",
+                    _optional(own.get("acceptance_rate")),
+                    _optional(own.get("acceptance_length")),
+                ]
+            )
+    columns = "temperature|strategy|over plain|over transformers' nearest|acceptance rate|acceptance length"
     return _table(columns, rows)
 
 

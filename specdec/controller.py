@@ -47,6 +47,18 @@ class FixedLength:
         pass
 
 
+class _Recent:
+    """The median of the last nine measurements; looked at far more often than added to."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=9)
+        self.median: float | None = None
+
+    def add(self, value: float) -> None:
+        self._last.append(value)
+        self.median = median(self._last)
+
+
 class AutoLength:
     """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
 
@@ -67,10 +79,10 @@ class AutoLength:
         self._tried: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)  # decayed counts by depth
         self._accepted: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)
         self._tried[1], self._accepted[1] = self._HOPE, 0.7 * self._HOPE
-        self._draft: deque[float] = deque(maxlen=9)  # seconds a drafted token
-        self._step: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))  # by verified width
+        self._draft = _Recent()  # seconds a drafted token
+        self._step: dict[int, _Recent] = defaultdict(_Recent)  # seconds of a step, by verified width
         self._refed = 0.0  # decayed mean of the tokens that windows hold beside depth + 1
-        self._next = start
+        self._next = self._best_now = start
         self._pause = 8  # plain rounds before the next try, doubled by each failure
         self._wait = 0
         self._retrying = 0
@@ -87,7 +99,7 @@ class AutoLength:
         if self._retrying > 0:
             self._retrying -= 1
             return min(2, max(1, self._next))
-        best = self._best()
+        best = self._best_now
         if best == 0:
             self._wait = self._pause
             self._pause = min(2 * self._pause, 256)
@@ -99,11 +111,13 @@ class AutoLength:
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
         depth = max(drafted)
-        self._step[width].append(step_seconds)
+        self._step[width].add(step_seconds)
         if depth == 0:
+            if self._wait == 0:  # else the next choices are made
+                self._best_now = self._best()
             return
         self._refed += (1 - self._DECAY) * (width - depth - 1 - self._refed)
-        self._draft.append(draft_seconds / depth)
+        self._draft.add(draft_seconds / depth)
         for d in range(1, depth + 1):
             reached = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d - 1)
             passed = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d)
@@ -111,12 +125,13 @@ class AutoLength:
                 weight = self._DECAY
                 self._tried[d] = self._tried[d] * weight + reached / len(drafted)
                 self._accepted[d] = self._accepted[d] * weight + passed / len(drafted)
-        if self._best() > 0 and any(accepted):
+        self._best_now = self._best()
+        if self._best_now > 0 and any(accepted):
             self._pause = 8
 
     def _best(self) -> int:
         """The depth with the most expected tokens per second, at most one beyond what was measured."""
-        if not self._draft:
+        if self._draft.median is None:
             return self._next
         refed = round(self._refed)
         measured = max(self._step) - refed  # widths; width w is depth w - 1
@@ -127,23 +142,29 @@ class AutoLength:
             conditional = (self._accepted[depth] + lean * conditional) / (self._tried[depth] + lean)
             product *= conditional
             expected += product
-            rate = expected / (depth * median(self._draft) + self._step_cost(depth + 1 + refed))
+            rate = expected / (depth * self._draft.median + self._step_cost(depth + 1 + refed))
             if rate > best_rate:
                 best, best_rate = depth, rate
         return best
 
+    def _seconds(self, width: int) -> float:
+        """Of a step over a width that was measured."""
+        seconds = self._step[width].median
+        assert seconds is not None
+        return seconds
+
     def _step_cost(self, width: int) -> float:
         """Seconds of a step over `width` tokens: measured, or from the nearest widths that were."""
         if width in self._step:
-            return median(self._step[width])
+            return self._seconds(width)
         low = max((w for w in self._step if w < width), default=None)
         high = min((w for w in self._step if w > width), default=None)
         if low is None or high is None:
             nearest = high if low is None else low
             assert nearest is not None
-            return median(self._step[nearest])
+            return self._seconds(nearest)
         share = (width - low) / (high - low)
-        return (1 - share) * median(self._step[low]) + share * median(self._step[high])
+        return (1 - share) * self._seconds(low) + share * self._seconds(high)
 
     def _forget(self) -> None:
         """Lets a retry change the verdict: earlier acceptance counts for one observation only."""

@@ -172,6 +172,8 @@ class Stopping:
 
     def _first_stop_string(self, row: int, before: int) -> int | None:
         """The output's length at the first token from `before` on that completes a stop string."""
+        if not self.limits.strings:
+            return None
         lengths = range(before + 1, len(self.outputs[row]) + 1)
         text, start = self._tails[row] + self.outputs[row], len(self._tails[row])
         found = []

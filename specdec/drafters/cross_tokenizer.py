@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from specdec.compiled import CompiledRunner, compiled
 from specdec.drafters.base import Drafter, DraftSession
+from specdec.drafters.confidence import check_confidence
 from specdec.drafters.model import CompiledSession, ModelSession
 from specdec.drafters.retokenise import Retokeniser
 from specdec.drafters.shared_vocabulary import SharedVocabulary, special_pairs
@@ -70,14 +71,16 @@ class TextSession(DraftSession):
 
     observes = "nothing"  # the next round compares texts
 
-    def __init__(self, runner: ModelRunner, state: DecodeState, target: Spelling, draft: Spelling) -> None:
+    def __init__(
+        self, runner: ModelRunner, state: DecodeState, target: Spelling, draft: Spelling, min_confidence: float = 0.0
+    ) -> None:
         special = special_pairs(target, draft)
         self._texts = [Retokeniser(target, draft, special) for _ in state.host_tokens]
         self._filler = [draft.end or 0]  # stands where there is no text yet
         self._fed = [self._read(t, tokens) for t, tokens in zip(self._texts, state.host_tokens, strict=True)]
         self._own = DraftText(self._fed, runner.vocab_size, state.device)
         kind = CompiledSession if isinstance(runner, CompiledRunner) else ModelSession
-        self._inner: ModelSession = kind(runner, self._own)  # type: ignore[arg-type]
+        self._inner: ModelSession = kind(runner, self._own, min_confidence=min_confidence)  # type: ignore[arg-type]
         self._has_rings = not isinstance(runner, CompiledRunner) and any(k.window is not None for k in runner.kinds)
         self._written = [0] * state.batch_size  # slots of each row that the cache has ever written
         self._runner = runner
@@ -104,10 +107,15 @@ class TextSession(DraftSession):
         depth = math.ceil(max(limit) * min(max(ratio, 0.25), 4.0)) + 1
         drafted = self._inner.propose(self._own, [depth] * state.batch_size)
         if drafted.num_nodes == 0:
+            if self._inner._seen == self._own.host_lengths:  # it read the text, and was not sure of any token
+                self._fed = [list(row) for row in read]
+                self._written = [max(w, len(row)) for w, row in zip(self._written, read, strict=True)]
             return Proposal.empty(state.batch_size, state.device)
         rows = drafted.tokens.tolist()
         state.sampler.host_reads += 1
         self._keep(read, rows)
+        if not drafted.is_whole:
+            rows = [row[:n] for row, n in zip(rows, drafted.valid.sum(1).tolist(), strict=True)]
         found = [text.continuation(row)[:most] for text, row, most in zip(self._texts, rows, limit, strict=True)]
         width = max(map(len, found))
         if width == 0:
@@ -136,8 +144,8 @@ class TextSession(DraftSession):
         self._inner._seen = kept
 
     def _keep(self, read: Sequence[list[int]], rows: Sequence[list[int]]) -> None:
-        """All that was fed stays in the cache until the next round knows the text: all but the last drafted tokens."""
-        fed = len(rows[0]) - 1
+        """All that was fed stays in the cache until the next round knows the text."""
+        fed = self._inner._fed
         pending = max(len(row) - seen for row, seen in zip(read, self._inner._seen, strict=True))
         self._written = [max(w, seen + pending + fed) for w, seen in zip(self._written, self._inner._seen, strict=True)]
         self._inner._commit([fed] * len(rows), torch.full_like(self._own.lengths, fed))
@@ -151,7 +159,14 @@ class IntersectionSession(ModelSession):
     what it has read never changes.
     """
 
-    def __init__(self, runner: ModelRunner, state: DecodeState, shared: SharedVocabulary, draft: Spelling) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        state: DecodeState,
+        shared: SharedVocabulary,
+        draft: Spelling,
+        min_confidence: float = 0.0,
+    ) -> None:
         self._shared, self._filler = shared, draft.end or 0
         self._read = [0] * state.batch_size  # committed target tokens of each row that stand in its own text
         prefix = draft.prefix
@@ -163,7 +178,7 @@ class IntersectionSession(ModelSession):
         ]
         rows = [[*start, *new] for start, new in zip(starts, self._new(state), strict=True)]
         self._own = DraftText([row or [self._filler] for row in rows], runner.vocab_size, state.device)
-        super().__init__(runner, self._own)
+        super().__init__(runner, self._own, min_confidence=min_confidence)
         self._target = state
         self._drafted: list[Tensor] = []  # this round's tokens [B], in the target's ids
         self._target_ids = torch.tensor(list(shared.to_draft.keys()), device=state.device)
@@ -224,6 +239,7 @@ class CrossTokenizerDrafter(Drafter):
             with their distribution (TLI, Alg. 4 there); a token that the draft lacks is never proposed. "auto" asks
             how many of a call's prompt tokens are shared: from 0.95 on (0.5 in sampled calls, where text is accepted
             far less often) the intersection, else text; always the intersection where the draft is recurrent.
+        min_confidence: see `ModelDrafter`.
 
     Attributes:
         coverage: the part of the target's ordinary tokens that the draft has, too.
@@ -249,7 +265,9 @@ class CrossTokenizerDrafter(Drafter):
         target_tokenizer: PreTrainedTokenizerBase,
         draft_tokenizer: PreTrainedTokenizerBase,
         method: Method = "auto",
+        min_confidence: float = 0.0,
     ) -> None:
+        self.min_confidence = check_confidence(min_confidence)
         if method not in ("text", "intersection", "auto"):
             raise OptionError(f"method must be 'text', 'intersection' or 'auto', got {method!r}.")
         for name, given in (("target_tokenizer", target_tokenizer), ("draft_tokenizer", draft_tokenizer)):
@@ -293,8 +311,8 @@ class CrossTokenizerDrafter(Drafter):
             )
         runner = compiled(self._runner, state.compile, state.max_new_tokens, state.graphs, "draft")
         if self._drafts_text(state):
-            return TextSession(runner, state, self._target, self._draft)
-        return IntersectionSession(runner, state, self._shared, self._draft)
+            return TextSession(runner, state, self._target, self._draft, self.min_confidence)
+        return IntersectionSession(runner, state, self._shared, self._draft, self.min_confidence)
 
     def _check_method(self) -> None:
         """Raises an error for a method that these models or tokenizers do not allow."""

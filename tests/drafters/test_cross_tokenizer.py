@@ -90,6 +90,39 @@ def test_drafts_what_the_draft_says(method: str, noise: float) -> None:
     assert (one.speculation.acceptance_rate == 1) == (noise == 0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_stops_where_the_draft_is_unsure(method: str) -> None:
+    """As the same draft does under the target's ids."""
+    draft = wordy(tiny("llama", noise=0.02))
+    asked = {**prompts(3), "num_draft_tokens": 4, "max_new_tokens": 40, "do_sample": False}
+    drafted = []
+    for bound in (0.5, 0.9):
+        foreign = specdec.CrossTokenizerDrafter(
+            renamed(draft, characters(), OTHER),
+            target_tokenizer=characters(),
+            draft_tokenizer=OTHER,
+            method=method,
+            min_confidence=bound,
+        )
+        own = specdec.ModelDrafter(draft, min_confidence=bound)
+        one, two = (
+            specdec.generate(TARGET, **asked, drafter=drafter, return_dict_in_generate=True)
+            for drafter in (foreign, own)
+        )
+        assert torch.equal(one.sequences, TARGET.generate(**asked_of(asked)))
+        assert one.speculation.accepted > 0
+        if method == "intersection":  # text drafts a token more than it is asked for
+            assert one.speculation.drafted == two.speculation.drafted
+            assert one.speculation.accepted == two.speculation.accepted
+        drafted.append(one.speculation.drafted)
+    assert drafted[0] > drafted[1] > 0
+
+
+def asked_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What transformers knows of them."""
+    return {name: value for name, value in arguments.items() if name != "num_draft_tokens"}
+
+
 def test_samples_what_the_draft_samples() -> None:
     """With the same coins the intersection draws and accepts the same tokens, processors included."""
     one, two = with_renamed_draft(
