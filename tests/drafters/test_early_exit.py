@@ -92,6 +92,19 @@ def test_other_numbers_of_draft_tokens(num_draft_tokens: Any) -> None:
     assert torch.equal(out.sequences, reference(target))
 
 
+def test_stops_where_the_exit_is_unsure() -> None:
+    """By its own distribution: fewer drafts, more of them right, the same text."""
+    target = tiny("llama")
+    eager, sure = (
+        decode(target, specdec.EarlyExitDrafter(2, min_confidence=bound)).speculation for bound in (0.0, 0.6)
+    )
+    assert 0 < sure.drafted < eager.drafted
+    assert sure.acceptance_rate > eager.acceptance_rate
+    assert torch.equal(decode(target, specdec.EarlyExitDrafter(2, min_confidence=0.6)).sequences, reference(target))
+    with pytest.raises(specdec.OptionError, match="min_confidence"):
+        specdec.LayerSkipDrafter([1], min_confidence=1.0)
+
+
 def test_rows_leave_one_by_one() -> None:
     target = tiny("llama")
     free = reference(target)[:, -NEW_TOKENS:]
