@@ -85,7 +85,7 @@ class Chance:
             if self._nothing.shape != shape:
                 self._nothing = torch.zeros(shape)
             q = self._nothing
-        inputs = [logits, tokens, num_valid, q.contiguous(), is_given, *names, purpose, starts, self._numbers]
+        inputs = [logits, tokens, num_valid, q.to(torch.float32), is_given, *names, purpose, starts, self._numbers]
         begun = perf_counter()
         outcome, ends, probs = self._run([i.contiguous() for i in inputs])
         self._use.seconds += perf_counter() - begun

@@ -244,7 +244,7 @@ class CompiledSession(GraphChoices):
         self._is_greedy = runner.vocab_size == state.vocab_size and not asks
         self._second = torch.ones(1, dtype=torch.int64, device=state.device)
         self._starts = self._cache.lengths  # [B] the slot of the next token to feed
-        self._chance = None if self._is_narrow or min_confidence else chance_of(state)
+        self._chance = None if min_confidence else chance_of(state, runner)
 
     def _num_pending(self, state: DecodeState) -> Tensor:
         return self._pending  # only the host's lengths count here
@@ -374,9 +374,14 @@ class ModelDrafter(Drafter):
         return ModelSession(runner, state, prompt_of(runner, state), self.min_confidence)
 
 
-def chance_of(state: DecodeState) -> Chance | None:
-    """What draws a drafted token in a graph, if anything does: target and draft have the same processors."""
-    return state.target.chance if isinstance(state.target, CompiledRunner) else None
+def chance_of(state: DecodeState, runner: ModelRunner) -> Chance | None:
+    """What draws a drafted token in a graph, if anything does: the target's, for a draft that is like it.
+
+    Both have the same processors; a package is for logits of one dtype, and draws from as many as there are.
+    """
+    target = state.target
+    alike = target is not None and target.dtype == runner.dtype and runner.vocab_size >= state.vocab_size
+    return target.chance if isinstance(target, CompiledRunner) and alike else None
 
 
 def prompt_of(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:

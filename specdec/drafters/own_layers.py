@@ -114,7 +114,7 @@ class CompiledLayersSession(GraphChoices, LayersSession):
         attending = [i for i, kind in enumerate(whole.kinds) if kind.attention]
         self._places = [place for place, i in enumerate(attending) if runner.kinds[i].attention]
         self._is_greedy = not (state.sampler.do_sample or state.sampler.processors or min_confidence)
-        self._chance = None if min_confidence else chance_of(state)
+        self._chance = None if min_confidence else chance_of(state, runner)
         self._starts = self._pending  # [B] the slot of the next token to feed
 
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:

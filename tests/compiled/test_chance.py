@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,41 @@ def test_a_draft_token_is_two_graphs() -> None:
     assert stats.accepted > 0
     # The first proposal feeds the prompt in a call more or less; what follows is two calls a token.
     assert stats.graphs.calls == 1 + 2 * stats.rounds + stats.draft_calls + stats.drafted
+
+
+def test_a_draft_of_another_dtype_draws_for_itself() -> None:
+    """The package is for the target's logits; read as another dtype they would be noise."""
+    draft = copy.deepcopy(tiny("llama", noise=0.02)).to(torch.float32)
+    assert traced.why_not_captured(draft) is None
+    asked = {**prompts(1), "do_sample": True, "temperature": 0.9, "top_k": 0, "max_new_tokens": 24}
+    out = sample(draft, max_new_tokens=24, generator=torch.Generator().manual_seed(1))
+    plain = specdec.generate(
+        tiny("llama"), **asked, drafter=draft, num_draft_tokens=2, generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(out.sequences, plain)
+    stats = out.speculation
+    assert stats.accepted > 0
+    assert stats.graphs.calls == 1 + 2 * stats.rounds + stats.draft_calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_q_of_any_dtype(dtype: torch.dtype) -> None:
+    q = torch.linspace(0, 3, VOCAB).softmax(0).expand(1, 2, -1).to(dtype)
+    tokens = [VOCAB - 1, VOCAB - 2]
+    out = sample(Chain(tokens, q), generator=torch.Generator().manual_seed(1))
+    plain = specdec.generate(
+        tiny("llama"),
+        **prompts(1),
+        drafter=Chain(tokens, q),
+        num_draft_tokens=2,
+        do_sample=True,
+        temperature=0.9,
+        top_k=0,
+        max_new_tokens=12,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert torch.equal(out.sequences, plain)
+    assert out.speculation.graphs.calls == 1 + 2 * out.speculation.rounds
 
 
 def test_errors_are_the_same() -> None:

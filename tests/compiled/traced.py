@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.compiled import build, choose
-from specdec.compiled.chance import Recipe
+from specdec.compiled.chance import Recipe, example
 from specdec.compiled.fingerprint import environment, survey
 from specdec.compiled.graph import MemoryShape
 from specdec.compiled.runner import Graph
@@ -68,7 +68,13 @@ _recipes: dict[str, Recipe] = {}
 
 
 def chance(recipe: Recipe, dtype: torch.dtype, want: Any) -> Any:
-    """In place of `sampled._run_of`."""
+    """In place of `sampled._run_of`; as strict about dtypes as compiled code, which reads one for another."""
     _recipes.setdefault(recipe.name, recipe)
     module = _chance(recipe.name, dtype)
-    return lambda inputs: tuple(module(*inputs))
+    wanted = [tensor.dtype for tensor in example(dtype, recipe)]
+
+    def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+        assert [tensor.dtype for tensor in inputs] == wanted
+        return tuple(module(*inputs))
+
+    return run
