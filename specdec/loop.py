@@ -275,7 +275,8 @@ class Decoding:
         if not self.state.sampler.do_sample:
             return not self.state.sampler.processors
         is_rejection = self.rule == "rejection" or proposal.num_nodes == 0
-        wide = proposal.q is None or proposal.q.shape[2] == self.state.vocab_size
+        # A q of half precision has a tolerance of its own.
+        wide = proposal.q is None or (proposal.q.shape[2] == self.state.vocab_size and proposal.q.element_size() >= 4)
         return self.target.chance is not None and is_rejection and wide and proposal.is_row_by_row
 
     def _run_graph(self, cache: RollbackCache, seen: list[int], proposal: Proposal) -> _Round:
@@ -285,8 +286,8 @@ class Decoding:
         last = int_tensor([row[-1:] for row in state.host_tokens], state.device)
         names = state.coin_names() if state.sampler.do_sample else None
         outcome, choices = self.target.verify(last, proposal, cache, max(seen) + width, names)
-        pending, accepted = [1] * state.batch_size, partial(_accepted, outcome)
-        return _Round(outcome, proposal, accepted, pending, width, lambda: choices)
+        pending, accepted = [1] * state.batch_size, partial(_accepted, outcome, proposal.num_nodes)
+        return _Round(outcome, proposal, accepted, pending, width, partial(_known_choices, choices, proposal))
 
     def _run(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> _Round:
         """The round's forward, whatever the window and the rule."""
@@ -443,10 +444,15 @@ def _choices(scores: Tensor, verified: Proposal, drafted: Proposal, nodes: Tenso
     return torch.cat([choice[:, :1], behind], dim=1)
 
 
-def _accepted(outcome: Tensor) -> Acceptance:
-    """What a compiled round says about a chain, as drafters see it."""
+def _known_choices(choices: Tensor, proposal: Proposal) -> Tensor:
+    """[B, N + 1] a compiled round's choices, -1 behind nodes that do not count."""
+    return torch.cat([choices[:, :1], torch.where(proposal.valid.cumprod(1).bool(), choices[:, 1:], -1)], dim=1)
+
+
+def _accepted(outcome: Tensor, num_nodes: int) -> Acceptance:
+    """What a compiled round says about a chain of so many nodes, as drafters see it."""
     num_accepted, tokens = outcome[:, 1], outcome[:, 3:]
-    steps = torch.arange(tokens.shape[1] - 1, device=outcome.device)
+    steps = torch.arange(num_nodes, device=outcome.device)
     path = torch.where(steps < num_accepted[:, None], steps, -1)
     return Acceptance(path, num_accepted, tokens.gather(1, num_accepted[:, None])[:, 0])
 

@@ -49,10 +49,10 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
     return describe(key, name, file, seconds, list(shapes)), file
 
 
-def build_chance(recipe: Recipe, dtype: torch.dtype, store: Store, key: str) -> tuple[Package, pathlib.Path]:
-    """The same for what chance decides, of logits of this dtype."""
+def build_chance(recipe: Recipe, store: Store, key: str) -> tuple[Package, pathlib.Path]:
+    """The same for what chance decides."""
     name = "sampling"
-    file, seconds = _built(name, CHANCE_SECONDS, lambda: trace_chance(recipe, dtype), (chance.OPTIONS,), store, key)
+    file, seconds = _built(name, CHANCE_SECONDS, lambda: trace_chance(recipe), (chance.OPTIONS,), store, key)
     return describe(key, name, file, seconds, []), file
 
 
@@ -67,7 +67,7 @@ def _built(
     """The compiled file, and the seconds that it took; options: to be tried in turn."""
     file, begun = store.temporary(key), time.perf_counter()
     logger.warning(
-        "compiling %s, once for this model, dtype, processor and number of threads: about %d seconds.", name, expected
+        "compiling %s, once for its kind, this processor and number of threads: about %d seconds.", name, expected
     )
     try:
         with _shown(name) as show, undisturbed():
@@ -96,9 +96,9 @@ def trace(runner: ModelRunner, shapes: Sequence[MemoryShape]) -> torch.export.Ex
         return torch.export.export(StepGraph(runner), inputs, dynamic_shapes=sizes, strict=False)
 
 
-def trace_chance(recipe: Recipe, dtype: torch.dtype) -> torch.export.ExportedProgram:
+def trace_chance(recipe: Recipe) -> torch.export.ExportedProgram:
     """What chance decides as a graph, not compiled yet."""
-    inputs, sizes = chance.example(dtype, recipe), chance.free_sizes(recipe)
+    inputs, sizes = chance.example(recipe), chance.free_sizes(recipe)
     return torch.export.export(chance.ChanceGraph(recipe), inputs, dynamic_shapes=sizes, strict=False)
 
 

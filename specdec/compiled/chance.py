@@ -108,10 +108,10 @@ class ChanceGraph(nn.Module):
         """One round, or one drafted token.
 
         Args:
-            logits: [B, K, V] behind each of the tokens.
+            logits: [B, K, V] float32, behind each of the tokens.
             tokens: [B, K] int64: the last committed token, then the drafted ones.
             num_valid: [B] int64, how many of those count; less than K.
-            q: [B, M, V] what they were drawn from; the last one goes on for the rest.
+            q: [B, M, V] float32, what they were drawn from; the last one goes on for the rest.
             is_given: [1] bool: they were not drawn, and q says nothing.
             seed: [1] int64.
             requests, lengths: [B] int64, each row's index in the batch, and its committed tokens.
@@ -147,7 +147,7 @@ class ChanceGraph(nn.Module):
 
     def _scores(self, logits: Tensor, numbers: Tensor) -> Tensor:
         """As `Sampler.scores` without prefixes: transformers' own processors, around the graph's numbers."""
-        flat = logits.to(torch.float32).reshape(-1, logits.shape[-1])
+        flat = logits.reshape(-1, logits.shape[-1])
         no_prefix, count = flat.new_empty(1, 0, dtype=torch.int64), 0
         for processor in self._recipe.processors:
             name = _NUMBERS.get(type(processor))
@@ -159,16 +159,16 @@ class ChanceGraph(nn.Module):
         return flat.view(logits.shape)
 
 
-def example(dtype: torch.dtype, recipe: Recipe) -> tuple[Any, ...]:
-    """Inputs to trace the graph at."""
+def example(recipe: Recipe) -> tuple[Any, ...]:
+    """Inputs to trace the graph at. Compiled code takes these dtypes for granted."""
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.int64)
 
     vocab = max(_VOCAB, 2 * recipe.least_vocab)
-    q = torch.full((_ROWS, _DISTRIBUTIONS, vocab), 1 / vocab)
+    q = torch.full((_ROWS, _DISTRIBUTIONS, vocab), 1 / vocab, dtype=torch.float32)
     return (
-        torch.zeros(_ROWS, _KEPT, vocab, dtype=dtype),
+        torch.zeros(_ROWS, _KEPT, vocab, dtype=torch.float32),
         zeros(_ROWS, _KEPT),
         zeros(_ROWS),
         q,
@@ -178,7 +178,7 @@ def example(dtype: torch.dtype, recipe: Recipe) -> tuple[Any, ...]:
         zeros(_ROWS),
         zeros(2),
         zeros(_ROWS),
-        torch.full((len(recipe.numbers),), 0.5),
+        torch.full((len(recipe.numbers),), 0.5, dtype=torch.float32),
     )
 
 

@@ -136,7 +136,10 @@ class CompiledRunner(ModelRunner):
             outcome [B, 4 + N] int64, see `StepGraph.forward`; and the target's choices [B, N + 1].
         """
         cache.reserve(extent)
-        tokens = torch.cat([last, proposal.tokens], dim=1) if proposal.num_nodes else last
+        drafted = proposal.tokens
+        if not proposal.is_whole:  # what does not count may be any number
+            drafted = torch.where(proposal.valid, drafted, 0)
+        tokens = torch.cat([last, drafted], dim=1) if proposal.num_nodes else last
         num_valid = None
         if proposal.num_nodes:
             num_valid = self._chain(*tokens.shape).all_valid if proposal.is_whole else proposal.valid.cumprod(1).sum(1)
@@ -145,8 +148,8 @@ class CompiledRunner(ModelRunner):
         choices = outcome[:, 3:]
         if names is not None:
             assert self.chance is not None
-            drafted = self._chain(*tokens.shape).none_valid if num_valid is None else num_valid
-            outcome, ends = self.chance.judge(logits, tokens, drafted, proposal.q, names, starts)
+            count = self._chain(*tokens.shape).none_valid if num_valid is None else num_valid
+            outcome, ends = self.chance.judge(logits, tokens, count, proposal.q, names, starts)
         cache.lengths = ends
         return outcome, choices
 

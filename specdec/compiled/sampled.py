@@ -18,6 +18,7 @@ from specdec.compiled.build import Run
 from specdec.compiled.chance import Recipe
 from specdec.compiled.fingerprint import environment
 from specdec.compiled.store import Store
+from specdec.errors import SpecdecError
 from specdec.sampling import Sampler
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner
@@ -45,12 +46,12 @@ class Chance:
     def __init__(self, run: Run, recipe: Recipe, use: GraphUse) -> None:
         self._run = run
         self._use = use
-        self._numbers = torch.tensor(recipe.numbers)
+        self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32)
         self._next = torch.tensor([Purpose.NEXT_TOKEN, 0])
         self._is_given = {answer: torch.tensor([answer]) for answer in (True, False)}
         self._draft: dict[int, Tensor] = {}
         self._none = torch.zeros(0, dtype=torch.int64)
-        self._nothing = torch.zeros(0, 1, 0)  # stands for q where there is none
+        self._nothing = torch.zeros(0, 1, 0, dtype=torch.float32)  # stands for q where there is none
 
     def draw(self, logits: Tensor, names: Names, node: int) -> tuple[Tensor, Tensor]:
         """Draft node `node` from logits [B, V]: its token [B], -1 if they are no distribution, and q [B, V]."""
@@ -83,9 +84,11 @@ class Chance:
         if q is None:
             shape = (logits.shape[0], 1, logits.shape[2])
             if self._nothing.shape != shape:
-                self._nothing = torch.zeros(shape)
+                self._nothing = torch.zeros(shape, dtype=torch.float32)
             q = self._nothing
-        inputs = [logits, tokens, num_valid, q.to(torch.float32), is_given, *names, purpose, starts, self._numbers]
+        # Whatever the model's and the drafter's dtypes: compiled code would read one for another.
+        logits, q = logits.to(torch.float32), q.to(torch.float32)
+        inputs = [logits, tokens, num_valid, q, is_given, *names, purpose, starts, self._numbers]
         begun = perf_counter()
         outcome, ends, probs = self._run([i.contiguous() for i in inputs])
         self._use.seconds += perf_counter() - begun
@@ -104,7 +107,7 @@ def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse) 
     if isinstance(recipe, str):
         use.roles["sampling"] = f"{recipe} is not part of the graph"
         return None
-    found = _why_not(recipe, runner) or _run_of(recipe, runner.dtype, want)
+    found = _why_not(recipe, runner) or _run_of(recipe, want)
     if isinstance(found, str):
         use.roles["sampling"] = found
         return None
@@ -124,16 +127,16 @@ def _why_not(recipe: Recipe, runner: ModelRunner) -> str | None:
     return None
 
 
-def _run_of(recipe: Recipe, dtype: torch.dtype, want: Compile) -> Run | str:
-    key = _key(recipe, dtype)
+def _run_of(recipe: Recipe, want: Compile) -> Run | str:
+    key = _key(recipe)
     found = _known.get(key)
     if found is None:
         with _LOCK:  # a second thread waits for the first one's package
-            found = _known.get(key) or _loaded(recipe, dtype, want, key)
+            found = _known.get(key) or _loaded(recipe, want, key)
     return found
 
 
-def _loaded(recipe: Recipe, dtype: torch.dtype, want: Compile, key: str) -> Run | str:
+def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
     store = Store()
     found = store.find(key)
     if found is None and want == "auto":
@@ -143,43 +146,50 @@ def _loaded(recipe: Recipe, dtype: torch.dtype, want: Compile, key: str) -> Run 
             with store.locked(key):
                 found = store.find(key)  # by another process meanwhile
                 if found is None:
-                    package, built = building.build_chance(recipe, dtype, store, key)
+                    package, built = building.build_chance(recipe, store, key)
                     found = package, store.put(package, built)
         run = building.load(found[1])
-        problem = None if _is_right(run, recipe, dtype) else "its graph gave other tokens than torch's own operations"
-    except MemoryError:
+        if _is_right(run, recipe):
+            _known[key] = run
+            return run
+        problem = "its graph gave other tokens than torch's own operations"
+    except (SpecdecError, MemoryError):
         raise
+    except OSError as error:  # a full disk may pass
+        return f"it cannot be kept ({type(error).__name__}: {error})"
     except Exception as error:  # whatever torch's compiler raises
-        run, problem = None, f"it cannot be captured ({type(error).__name__}: {str(error)[:160]})"
-    if problem is not None or run is None:
-        store.remove(key)
-        _known[key] = problem or "it cannot be captured"
-        return _known[key]
-    _known[key] = run
-    return run
+        problem = f"it cannot be captured ({type(error).__name__}: {str(error)[:160]})"
+    store.remove(key)
+    logger.warning("sampling runs uncompiled: %s.", problem)
+    _known[key] = problem
+    return problem
 
 
-def _is_right(run: Run, recipe: Recipe, dtype: torch.dtype) -> bool:
-    """Over a few rounds: the tokens that the uncompiled rule commits, but for one at a tie's edge."""
-    vocab, rounds, wrong = max(64, 2 * recipe.least_vocab), 8, 0
-    judge, sampler = Chance(run, recipe, GraphUse()), Sampler(recipe.processors, do_sample=True)
-    steps = torch.arange(4 * vocab, dtype=torch.float32).view(1, 4, vocab)
-    for length in range(rounds):
-        logits = (3 * torch.sin((length + 7.3) * steps)).to(dtype)
-        q = (logits[:, :3].float() + torch.cos(5.1 * steps[:, :3])).softmax(-1)
-        tokens = q.argmax(-1)
-        row, lengths = torch.zeros(1, dtype=torch.int64), torch.tensor([length])
-        drafted = torch.cat([row[:, None], tokens], dim=1)
-        outcome, _ = judge.judge(logits, drafted, row + 3, q, (torch.tensor([11]), row, lengths), lengths)
-        proposal = Proposal.chain(tokens, q=q)
-        rule = rejection(sampler.scores(logits, None).softmax(-1), proposal, KeyedCoins(11, row, lengths))
-        count = int(rule.num_accepted)
-        wrong += outcome[0, 3 : 4 + count].tolist() != rule.tokens(proposal)[0, : count + 1].tolist()
+def _is_right(run: Run, recipe: Recipe) -> bool:
+    """Rounds of one and of two rows, with and without q, drafts and not: the tokens that the uncompiled rule commits.
+
+    One may differ, at a tie's edge.
+    """
+    vocab, wrong = max(64, 2 * recipe.least_vocab), 0
+    graph, sampler = Chance(run, recipe, GraphUse()), Sampler(recipe.processors, do_sample=True)
+    cases = [(1, 0, False), (2, 0, False), (1, 3, True), (1, 3, False), (2, 2, True)]
+    for length, (batch_size, num_nodes, has_q) in enumerate(cases * 2):
+        steps = torch.arange(batch_size * (num_nodes + 1) * vocab, dtype=torch.float32)
+        logits = 3 * torch.sin((length + 7.3) * steps).view(batch_size, num_nodes + 1, vocab)
+        requests, lengths = torch.arange(batch_size), torch.arange(batch_size) + length
+        q = (logits[:, :num_nodes] + torch.cos(5.1 * logits[:, :num_nodes])).softmax(-1)
+        tokens, count = q.argmax(-1), torch.full_like(requests, num_nodes)
+        given, drafted = q if has_q else None, torch.cat([torch.zeros_like(requests)[:, None], tokens], dim=1)
+        outcome, _ = graph.judge(logits, drafted, count, given, (torch.tensor([11]), requests, lengths), lengths)
+        proposal, coins = Proposal.chain(tokens, q=given), KeyedCoins(11, requests, lengths)
+        rule = rejection(sampler.scores(logits, None).softmax(-1), proposal, coins)
+        for row, kept in enumerate((rule.num_accepted + 1).tolist()):
+            wrong += outcome[row, 3 : 3 + kept].tolist() != rule.tokens(proposal)[row, :kept].tolist()
     return wrong <= 1
 
 
-def _key(recipe: Recipe, dtype: torch.dtype) -> str:
-    parts = [recipe.name, str(dtype), environment(), _sources()]
+def _key(recipe: Recipe) -> str:
+    parts = [recipe.name, environment(), _sources()]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -189,7 +189,7 @@ class IntersectionSession(ModelSession):
     def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
         new = self._new(state)
         for more, tokens, seen in zip(new, self._own.host_tokens, self._seen, strict=True):
-            if not more and len(tokens) == seen:
+            if len(tokens) + len(more) == seen:
                 more.append(self._filler)  # a token must be fed to have logits behind it
         self._own.rewrite(self._own.host_lengths, new)
         self._drafted = []

@@ -375,13 +375,9 @@ class ModelDrafter(Drafter):
 
 
 def chance_of(state: DecodeState, runner: ModelRunner) -> Chance | None:
-    """What draws a drafted token in a graph, if anything does: the target's, for a draft that is like it.
-
-    Both have the same processors; a package is for logits of one dtype, and draws from as many as there are.
-    """
+    """What draws a drafted token in a graph, if anything does: the target's own, as both have the same processors."""
     target = state.target
-    alike = target is not None and target.dtype == runner.dtype and runner.vocab_size >= state.vocab_size
-    return target.chance if isinstance(target, CompiledRunner) and alike else None
+    return target.chance if isinstance(target, CompiledRunner) and runner.vocab_size >= state.vocab_size else None
 
 
 def prompt_of(runner: ModelRunner, state: DecodeState) -> PromptInputs | None:

@@ -117,6 +117,9 @@ class CompiledLayersSession(GraphChoices, LayersSession):
         self._chance = None if min_confidence else chance_of(state, runner)
         self._starts = self._pending  # [B] the slot of the next token to feed
 
+    def _num_pending(self, state: DecodeState) -> Tensor:
+        return self._pending  # only the host's lengths count here
+
     def _catch_up(self, state: DecodeState, lengths: list[int]) -> Tensor:
         # One token a row: a round commits one more than the target's cache has seen. None of the others is written
         # again, as the target itself will not.

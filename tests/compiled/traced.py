@@ -58,20 +58,20 @@ def _graph(runner: ModelRunner) -> Graph:
 
 
 @cache
-def _chance(recipe: str, dtype: torch.dtype) -> Any:
+def _chance(recipe: str) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return build.trace_chance(_recipes[recipe], dtype).module(check_guards=False)
+        return build.trace_chance(_recipes[recipe]).module(check_guards=False)
 
 
 _recipes: dict[str, Recipe] = {}
 
 
-def chance(recipe: Recipe, dtype: torch.dtype, want: Any) -> Any:
+def chance(recipe: Recipe, want: Any) -> Any:
     """In place of `sampled._run_of`; as strict about dtypes as compiled code, which reads one for another."""
     _recipes.setdefault(recipe.name, recipe)
-    module = _chance(recipe.name, dtype)
-    wanted = [tensor.dtype for tensor in example(dtype, recipe)]
+    module = _chance(recipe.name)
+    wanted = [tensor.dtype for tensor in example(recipe)]
 
     def run(inputs: list[Tensor]) -> Sequence[Tensor]:
         assert [tensor.dtype for tensor in inputs] == wanted

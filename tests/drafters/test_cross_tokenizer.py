@@ -90,6 +90,23 @@ def test_drafts_what_the_draft_says(method: str, noise: float) -> None:
     assert (one.speculation.acceptance_rate == 1) == (noise == 0)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tokens_that_the_draft_cannot_read(batch_size: int) -> None:
+    """Padding of the target's embeddings, behind drafts that were accepted: there is nothing new to feed."""
+    target = copy.deepcopy(tiny("llama", vocab_size=101))
+    with torch.no_grad():
+        target.get_output_embeddings().weight[96:] *= 1.2
+    draft = renamed(target, characters(), OTHER)
+    for seed in range(3):
+        asked = {**prompts(batch_size, seed=seed), "max_new_tokens": 40, "do_sample": False}
+        out = specdec.generate(
+            target, **asked, drafter=cross(draft, characters(), OTHER, "intersection"), num_draft_tokens=4
+        )
+        expected = target.generate(**asked)
+        assert torch.equal(out, expected)
+        assert (expected[:, -40:] >= 96).any()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_stops_where_the_draft_is_unsure(method: str) -> None:
     """As the same draft does under the target's ids."""
