@@ -28,7 +28,7 @@ from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import capabilities
 from specdec.check import load, summary, table
 from specdec.decode import SpeculativeOutput
-from specdec.drafters import Drafter, ModelDrafter, NgramDrafter, TreeDrafter
+from specdec.drafters import CrossTokenizerDrafter, Drafter, ModelDrafter, NgramDrafter, TreeDrafter
 from specdec.drafters.named import NAMES, named
 from specdec.errors import OptionError, SpecdecError
 from specdec.generate import SpeculativeDecoder
@@ -153,10 +153,28 @@ def _drafter(
     if path is None:
         small, theirs = bundled, tokenizer
     else:
-        small = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-        theirs = AutoTokenizer.from_pretrained(path)
-    kinds = TreeDrafter if kind == "tree" else ModelDrafter
-    return kinds(_placed(small, device), tokenizer=tokenizer, draft_tokenizer=theirs)
+        small, theirs = _load_draft(draft or "", path, dtype)
+    small = _placed(small, device)
+    if kind == "tree":
+        return TreeDrafter(small, tokenizer=tokenizer, draft_tokenizer=theirs)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        return CrossTokenizerDrafter(small, target_tokenizer=tokenizer, draft_tokenizer=theirs)
+    return ModelDrafter(small, tokenizer=tokenizer, draft_tokenizer=theirs)
+
+
+def _load_draft(asked: str, path: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A draft model and its tokenizer."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    except (OSError, ValueError) as error:
+        names = ", ".join(NAMES)
+        raise OptionError(
+            f"--draft {asked} is neither a drafter ({names}, none) nor a model that can be loaded: {error}"
+        ) from None
+    try:
+        return model, AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--draft {asked} has no tokenizer that can be loaded beside the model: {error}") from None
 
 
 def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | None) -> str:
@@ -263,6 +281,8 @@ def generate(
         text = _read_prompt(prompt, file, target)
         conversation = _read_chat(chat, system, chat_template)
         loaded = _load(target, draft, _DTYPES.get(dtype) or native_dtype(device), device)
+        if loaded.drafter is not None:
+            loaded.drafter.check(loaded.target)  # before anything is printed
         count: Any = "auto" if num_draft_tokens == "auto" else int(num_draft_tokens)
         decoder = SpeculativeDecoder(loaded.drafter, count, compile=_COMPILE[compile])
         text, inputs = encode_prompt(loaded.tokenizer, text, conversation)

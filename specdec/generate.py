@@ -19,7 +19,7 @@ from specdec.cache import RollbackCache
 from specdec.checks import check_embeds, check_ids, check_padding
 from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.decode import OnCommit, OnFinish, Output, Prepared, decode
-from specdec.drafters import Drafter, ModelDrafter
+from specdec.drafters import Drafter, ModelDrafter, TreeDrafter
 from specdec.drafters.named import named
 from specdec.errors import InputError, OptionError
 from specdec.loop import Rule
@@ -243,7 +243,7 @@ def generate(
     """
     with ended(kwargs.get("streamer")):
         if isinstance(drafter, str) and drafter == "tree":
-            drafter = named(drafter, unwrap(kwargs.pop("assistant_model", None)))
+            drafter = _tree(kwargs)
         decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule, compile)
         return decoder.run(
             target,
@@ -254,6 +254,16 @@ def generate(
             on_finish=on_finish,
             **kwargs,
         )
+
+
+def _tree(kwargs: dict[str, Any]) -> Drafter:
+    """drafter="tree" drafts with assistant_model=, which is taken out of the arguments, as is its tokenizer."""
+    model, other = kwargs.pop("assistant_model", None), kwargs.pop("assistant_tokenizer", None)
+    if other is None:
+        return named("tree", unwrap(model))
+    if kwargs.get("tokenizer") is None:
+        raise OptionError("assistant_tokenizer= needs the target's tokenizer beside it: pass tokenizer= as well.")
+    return TreeDrafter(model, tokenizer=kwargs["tokenizer"], draft_tokenizer=other)
 
 
 def _runner(target: Any) -> ModelRunner:

@@ -252,6 +252,11 @@ def _mapped(
         raise OptionError(f"drafter= and {asked[0]}= were both given: which one should draft? Leave one out.")
     if len(asked) > 1:
         raise OptionError(f"{asked[0]}= and {asked[1]}= were both given: leave one out.")
+    if settings.kwargs.get("assistant_tokenizer") is not None and (drafter is not None or assistant is None):
+        raise OptionError(
+            "assistant_tokenizer= is that of an assistant_model=: leave it out, or give a drafter= its tokenizers when "
+            "you make it."
+        )
     count = settings.get("num_assistant_tokens")
     schedule = settings.get("num_assistant_tokens_schedule")
     if drafter is None and assistant is not None:

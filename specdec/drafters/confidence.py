@@ -12,7 +12,8 @@ from specdec.errors import OptionError
 
 def check_confidence(min_confidence: float) -> float:
     """The bound, or OptionError where it is no probability below 1."""
-    if isinstance(min_confidence, bool) or not 0 <= min_confidence < 1:
+    is_number = isinstance(min_confidence, int | float) and not isinstance(min_confidence, bool)
+    if not is_number or not 0 <= min_confidence < 1:
         raise OptionError(f"min_confidence={min_confidence!r}: a probability, 0 <= min_confidence < 1; 0 is off.")
     return float(min_confidence)
 

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from specdec.compiled import CompiledRunner, compiled
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.drafters.confidence import check_confidence
-from specdec.drafters.model import CompiledSession, ModelSession
+from specdec.drafters.model import CompiledSession, ModelSession, check_model, check_tokenizers
 from specdec.drafters.retokenise import Retokeniser
 from specdec.drafters.shared_vocabulary import SharedVocabulary, special_pairs
 from specdec.drafters.spelling import Spelling
@@ -270,9 +270,8 @@ class CrossTokenizerDrafter(Drafter):
         self.min_confidence = check_confidence(min_confidence)
         if method not in ("text", "intersection", "auto"):
             raise OptionError(f"method must be 'text', 'intersection' or 'auto', got {method!r}.")
-        for name, given in (("target_tokenizer", target_tokenizer), ("draft_tokenizer", draft_tokenizer)):
-            if not isinstance(given, PreTrainedTokenizerBase):
-                raise OptionError(f"{name} must be a transformers tokenizer, got {type(given).__name__}.")
+        check_tokenizers(target_tokenizer=target_tokenizer, draft_tokenizer=draft_tokenizer)
+        check_model(unwrap(draft))
         self.model: PreTrainedModel = unwrap(draft)
         self._runner = ModelRunner(self.model)
         if self._runner.attends_to_encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import index
 
 from transformers import PreTrainedModel
 
@@ -37,8 +38,11 @@ class LayerSkipDrafter(OwnLayersDrafter):
     def __init__(self, skip: Iterable[int] | SkipSet, *, min_confidence: float = 0.0) -> None:
         super().__init__(min_confidence)
         self._found = skip if isinstance(skip, SkipSet) else None
-        given = list(skip.skip if isinstance(skip, SkipSet) else skip)
-        if any(type(i) is not int or i < 0 for i in given):
+        try:
+            given = [index(i) for i in (skip.skip if isinstance(skip, SkipSet) else skip)]
+        except TypeError:
+            raise OptionError(f"skip must hold indices of layers, as in skip=[3, 4, 5], got {skip!r}.") from None
+        if any(i < 0 for i in given):
             raise OptionError(f"skip must hold indices of layers, integers from 0, got {given!r}.")
         if not given:
             raise OptionError("skip is empty, so that drafting would cost as much as the target: name some layers.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -267,24 +267,29 @@ class MixedDrafter(Drafter):
         costs: Sequence[float] | None = None,
         depths: Sequence[int | None] | None = None,
     ) -> None:
+        if isinstance(drafters, Drafter) or not isinstance(drafters, Iterable):
+            raise OptionError(f"MixedDrafter takes a list of drafters, got {type(drafters).__name__}: [drafter, ...].")
         self.drafters = tuple(drafters)
         if not self.drafters:
             raise OptionError("MixedDrafter needs at least one drafter, for example MixedDrafter([NgramDrafter()]).")
         for drafter in self.drafters:
             if not isinstance(drafter, Drafter):
                 raise OptionError(
-                    f"MixedDrafter takes drafters, and {type(drafter).__name__} is none: wrap a model in ModelDrafter."
+                    f"MixedDrafter takes drafters, and {type(drafter).__name__} is none: wrap a model in ModelDrafter, "
+                    "and make one of a name with its class, as in SuffixDrafter()."
                 )
             if isinstance(drafter, MixedDrafter):
                 raise OptionError("a mix in a mix would choose twice: give all drafters to one MixedDrafter.")
         for name, values in (("costs", costs), ("depths", depths)):
+            if values is not None and not isinstance(values, Sequence):
+                raise OptionError(f"{name} must be a list, one of each drafter, got {values!r}.")
             if values is not None and len(values) != len(self.drafters):
                 raise OptionError(f"MixedDrafter has {len(self.drafters)} drafters and {len(values)} {name}: one each.")
-        if costs is not None and not all(cost >= 0 for cost in costs):
+        if costs is not None and not all(isinstance(cost, int | float) and cost >= 0 for cost in costs):
             raise OptionError(f"costs are shares of a target forward, >= 0; got {list(costs)}.")
         self.costs = None if costs is None else tuple(map(float, costs))
         self.depths = (None,) * len(self.drafters) if depths is None else tuple(depths)
-        if any(depth is not None and depth < 1 for depth in self.depths):
+        if any(depth is not None and (type(depth) is not int or depth < 1) for depth in self.depths):
             raise OptionError(f"depths are at least 1, or None; got {list(self.depths)}.")
 
     @property

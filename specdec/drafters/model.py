@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.compiled import Chance, CompiledRunner, compiled
 from specdec.drafters.base import Drafter, DraftSession
 from specdec.drafters.confidence import Confidence, check_confidence
-from specdec.errors import DraftMismatchError
+from specdec.errors import DraftMismatchError, OptionError
 from specdec.feeding import feed_ahead, window_of
 from specdec.probe import probe
 from specdec.prompt import Encoded, PromptInputs
@@ -299,7 +299,7 @@ class ModelDrafter(Drafter):
             text more than `num_draft_tokens="auto"` can follow.
 
     Raises:
-        OptionError: min_confidence is no probability below 1.
+        OptionError: min_confidence is no probability below 1; no model, or no tokenizer.
         UnsupportedModelError: the draft's memory cannot be rolled back.
 
     Example:
@@ -315,9 +315,11 @@ class ModelDrafter(Drafter):
         min_confidence: float = 0.0,
     ) -> None:
         self.min_confidence = check_confidence(min_confidence)
+        check_model(unwrap(model))
         if (tokenizer is None) != (draft_tokenizer is None):
             raise DraftMismatchError("give both tokenizer= (the target's) and draft_tokenizer=, or neither.")
         if tokenizer is not None and draft_tokenizer is not None:
+            check_tokenizers(tokenizer=tokenizer, draft_tokenizer=draft_tokenizer)
             compare_vocabularies(tokenizer.get_vocab(), draft_tokenizer.get_vocab())
         self.model: PreTrainedModel = unwrap(model)
         self._compared = tokenizer is not None
@@ -348,7 +350,8 @@ class ModelDrafter(Drafter):
         if abs(size - target_size) > _MAX_PADDING:
             raise DraftMismatchError(
                 f"the target has {target_size} token ids and the draft {size}: not the same tokenizer. Use a draft of "
-                "the target's family, or prove that the vocabularies agree by giving ModelDrafter both tokenizers."
+                "the target's family; or prove that the vocabularies agree by giving ModelDrafter both tokenizers; or "
+                "draft across tokenizers with CrossTokenizerDrafter(draft, target_tokenizer=..., draft_tokenizer=...)."
             )
         if self.model in _WARNED:
             return
@@ -372,6 +375,25 @@ class ModelDrafter(Drafter):
         if isinstance(runner, CompiledRunner):
             return CompiledSession(runner, state, self.min_confidence)
         return ModelSession(runner, state, prompt_of(runner, state), self.min_confidence)
+
+
+def check_model(model: Any) -> None:
+    """Raises OptionError for what is no model."""
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(
+            f"the draft must be a transformers model, got {type(model).__name__}: load it first, with "
+            "AutoModelForCausalLM.from_pretrained(...)."
+        )
+
+
+def check_tokenizers(**given: Any) -> None:
+    """Raises OptionError for what is no tokenizer, by the argument's name."""
+    for name, tokenizer in given.items():
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise OptionError(
+                f"{name} must be a transformers tokenizer, got {type(tokenizer).__name__}: load it first, with "
+                "AutoTokenizer.from_pretrained(...)."
+            )
 
 
 def chance_of(state: DecodeState, runner: ModelRunner) -> Chance | None:
@@ -417,5 +439,6 @@ def compare_vocabularies(target: dict[str, int], draft: dict[str, int]) -> None:
     raise DraftMismatchError(
         f"{len(differing)} of {len(target.keys() | draft.keys())} tokens differ between the tokenizers, for example "
         f"{example!r}: id {target.get(example)} in the target's, {draft.get(example)} in the draft's. "
-        "Use a draft that was trained with the target's tokenizer."
+        "Use a draft that was trained with the target's tokenizer, or draft across tokenizers with "
+        "CrossTokenizerDrafter(draft, target_tokenizer=..., draft_tokenizer=...)."
     )

@@ -45,8 +45,8 @@ def named(name: str, model: PreTrainedModel | None = None, tokenizer: PreTrained
     if name == "tree":
         if model is None:
             raise OptionError(
-                "drafter='tree' needs a draft model: pass assistant_model=draft beside it, or give "
-                "drafter=specdec.TreeDrafter(draft)."
+                "drafter='tree' needs a draft model: give drafter=specdec.TreeDrafter(draft), or (in specdec.generate) "
+                "pass assistant_model=draft beside the name."
             )
         return TreeDrafter(model)
     raise OptionError(f"there is no drafter {name!r}; the names are {_KNOWN}. A draft model is given as an object.")

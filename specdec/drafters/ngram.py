@@ -77,7 +77,7 @@ class NgramDrafter(Drafter):
         min_ngram: shortest suffix trusted; 1 proposes more often and is wrong more often.
 
     Raises:
-        OptionError: unless 1 <= min_ngram <= max_ngram.
+        OptionError: unless these are integers and 1 <= min_ngram <= max_ngram.
 
     Example:
         >>> NgramIndex(1, 3).propose([7, 8, 9, 7, 8], limit=4)
@@ -85,9 +85,9 @@ class NgramDrafter(Drafter):
     """
 
     def __init__(self, max_ngram: int = 6, min_ngram: int = 2) -> None:
-        if not 1 <= min_ngram <= max_ngram:
+        if not (type(min_ngram) is type(max_ngram) is int and 1 <= min_ngram <= max_ngram):
             raise OptionError(
-                f"NgramDrafter needs 1 <= min_ngram <= max_ngram, got min_ngram={min_ngram}, max_ngram={max_ngram}."
+                f"NgramDrafter needs integers 1 <= min_ngram <= max_ngram, got {min_ngram=!r}, {max_ngram=!r}."
             )
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram

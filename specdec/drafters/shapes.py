@@ -35,6 +35,8 @@ class Shape:
         Raises:
             OptionError: no tree: empty, too large, or a node before its parent.
         """
+        if not isinstance(parents, Sequence):
+            raise OptionError(f"parents={parents!r}: a list with the parent of each node, as in [-1, -1, 0, 0].")
         if not parents:
             raise OptionError("a tree needs at least one node: parents=[-1] is the smallest.")
         if len(parents) > MAX_NODES:
@@ -65,6 +67,8 @@ class Shape:
             >>> Shape.of_widths([2, 1]).parents
             (-1, -1, 0, 1)
         """
+        if not isinstance(widths, Sequence):
+            raise OptionError(f"widths={widths!r}: a list with the number of children at each depth, as in [4, 2, 1].")
         if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
             raise OptionError(f"widths={list(widths)!r}: one number of children >= 1 for each depth, as in [4, 2, 1].")
         parents: list[int] = []
@@ -127,6 +131,8 @@ def _depths(parents: Sequence[int]) -> list[int]:
 
 def check_acceptance(acceptance: Sequence[float]) -> tuple[float, ...]:
     """The vector, or OptionError where it holds no probabilities of exclusive events."""
+    if not isinstance(acceptance, Sequence) or not all(isinstance(a, int | float) for a in acceptance):
+        raise OptionError(f"acceptance={acceptance!r}: a list of probabilities by rank, as in [0.7, 0.15, 0.05].")
     values = tuple(float(a) for a in acceptance)
     if not values or not all(0 <= a <= 1 for a in values) or sum(values) > 1 + 1e-6:
         raise OptionError(

@@ -61,7 +61,7 @@ class SkipSet:
             values["skip"] = _indices(values["skip"])
             values["tried"] = tuple(_indices(each) for each in values["tried"])
             found = cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise OptionError(
                 f"{os.fspath(path)} holds no set of layers that SkipSet.save() wrote ({error})."
             ) from error
@@ -104,7 +104,11 @@ def search_skip(
         >>> drafter = LayerSkipDrafter(SkipSet.load("skip.json", target))  # doctest: +SKIP
     """
     target = unwrap(target)
+    if not isinstance(target, PreTrainedModel):
+        raise OptionError(f"target must be a transformers model, got {type(target).__name__}.")
     depth = len(decoder_layers(target))
+    if start is not None and not isinstance(start, SkipSet):
+        raise OptionError(f"start must be a SkipSet, got {type(start).__name__}: SkipSet.load(path, target) reads one.")
     if start is not None:
         check_fits(start, target)
         num_skipped = len(start.skip) if num_skipped is None else num_skipped
@@ -173,7 +177,13 @@ def _next_set(found: SkipSet, size: int) -> tuple[int, ...] | None:
 def _rows(texts: Iterable[Sequence[int] | Tensor], target: PreTrainedModel) -> list[Tensor]:
     """[1, T] int64 each, on the target's device."""
     device = input_device(target)
-    rows = [torch.as_tensor(text, dtype=torch.int64, device=device).reshape(1, -1) for text in texts]
+    try:
+        rows = [torch.as_tensor(text, dtype=torch.int64, device=device).reshape(1, -1) for text in texts]
+    except (TypeError, ValueError, RuntimeError):
+        raise OptionError("texts must hold lists of token ids: tokenize them first.") from None
+    size = target.config.get_text_config(decoder=True).vocab_size
+    if any(row.numel() and not 0 <= int(row.min()) <= int(row.max()) < size for row in rows):
+        raise OptionError(f"texts hold ids outside 0..{size - 1}: they are another tokenizer's.")
     if not rows or min(row.shape[1] for row in rows) < 2:
         raise OptionError("texts must hold at least one list of at least two token ids: outputs of the target, say.")
     return rows

@@ -26,6 +26,11 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Of the vocabulary: every token and its id."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise OptionError(
+            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}: load it first, with "
+            "AutoTokenizer.from_pretrained(...)."
+        )
     digest = hashlib.sha256()
     for token, number in sorted(tokenizer.get_vocab().items()):
         digest.update(f"{token}\0{number}\0".encode("utf-8", "surrogatepass"))
@@ -98,7 +103,10 @@ class SuffixIndex:
             num_bytes += _bytes_of(len(checked))
             if num_bytes > min(max_bytes, 8 * MAX_TOKENS):
                 if not taken:
-                    raise OptionError(f"max_bytes={max_bytes} is less than the first text's {num_bytes} bytes.")
+                    raise OptionError(
+                        f"max_bytes={max_bytes} is less than the {num_bytes} bytes of the first text: allow more (on "
+                        "the command line with --max-bytes), or cut the text into smaller ones."
+                    )
                 break
             taken.append(checked)
         if any(map(len, taken)):
