@@ -91,8 +91,12 @@ def run(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", ["sufix", "tree:", "tree:nowhere"])
 def test_an_unknown_draft_on_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere(*_: Any, **__: Any) -> Any:
-        raise OSError("not a local folder, and no hub")
+    load = specdec.cli.AutoModelForCausalLM.from_pretrained
+
+    def nowhere(path: Any, **arguments: Any) -> Any:
+        if str(path) in ("sufix", "", "nowhere"):  # without asking a hub
+            raise OSError("no local folder")
+        return load(path, **arguments)
 
     monkeypatch.setattr(specdec.cli.AutoModelForCausalLM, "from_pretrained", nowhere)
     code, output = run("--draft", name)
