@@ -39,9 +39,10 @@ class LayerSkipDrafter(OwnLayersDrafter):
         super().__init__(min_confidence)
         self._found = skip if isinstance(skip, SkipSet) else None
         try:
-            given = [index(i) for i in (skip.skip if isinstance(skip, SkipSet) else skip)]
+            asked = list(skip.skip if isinstance(skip, SkipSet) else skip)
+            given = [-1 if isinstance(i, bool) else index(i) for i in asked]
         except TypeError:
-            raise OptionError(f"skip must hold indices of layers, as in skip=[3, 4, 5], got {skip!r}.") from None
+            raise OptionError(f"skip must hold indices of layers, integers as in [3, 4, 5], got {skip!r}.") from None
         if any(i < 0 for i in given):
             raise OptionError(f"skip must hold indices of layers, integers from 0, got {given!r}.")
         if not given:

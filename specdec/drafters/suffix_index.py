@@ -104,7 +104,7 @@ class SuffixIndex:
             if num_bytes > min(max_bytes, 8 * MAX_TOKENS):
                 if not taken:
                     raise OptionError(
-                        f"max_bytes={max_bytes} is less than the {num_bytes} bytes of the first text: allow more (on "
+                        f"max_bytes={max_bytes} is less than the first text's {num_bytes} bytes: allow more (on "
                         "the command line with --max-bytes), or cut the text into smaller ones."
                     )
                 break
