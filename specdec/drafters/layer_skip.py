@@ -44,7 +44,7 @@ class LayerSkipDrafter(OwnLayersDrafter):
         except TypeError:
             raise OptionError(f"skip must hold indices of layers, integers as in [3, 4, 5], got {skip!r}.") from None
         if any(i < 0 for i in given):
-            raise OptionError(f"skip must hold indices of layers, integers from 0, got {given!r}.")
+            raise OptionError(f"skip must hold indices of layers, integers from 0, got {asked!r}.")
         if not given:
             raise OptionError("skip is empty, so that drafting would cost as much as the target: name some layers.")
         if len(set(given)) < len(given):
