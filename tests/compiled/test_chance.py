@@ -378,18 +378,11 @@ def test_a_real_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """What inductor makes of it commits the same tokens."""
     monkeypatch.setattr(sampled, "_run_of", RUN_OF)
     sampled._known.clear()
-    torch.manual_seed(3)
-    compiled = sample(tiny("llama", noise=0.02), temperature=0.8, top_k=12, max_new_tokens=40)
+    draft, seeds = tiny("llama", noise=0.02), [torch.Generator().manual_seed(3) for _ in range(2)]
+    asked: dict[str, Any] = {"temperature": 0.8, "top_k": 12, "max_new_tokens": 40}
+    compiled = sample(draft, **asked, generator=seeds[0])
     assert compiled.speculation.graphs.roles["sampling"] == "compiled"
-    torch.manual_seed(3)
     plain = specdec.generate(
-        tiny("llama"),
-        **prompts(1),
-        drafter=tiny("llama", noise=0.02),
-        num_draft_tokens=2,
-        do_sample=True,
-        temperature=0.8,
-        top_k=12,
-        max_new_tokens=40,
+        tiny("llama"), **prompts(1), drafter=draft, num_draft_tokens=2, do_sample=True, **asked, generator=seeds[1]
     )
     assert torch.equal(compiled.sequences, plain)
