@@ -81,18 +81,22 @@ class ModelRunner:
         self.attends_to_encoder = "encoder_outputs" in names
         self._cache_name = "past_key_values" if "past_key_values" in names else "cache_params"
         self._embeddings = model.get_input_embeddings()
-        self.kinds = layer_kinds(config, type(model).__name__)
+        self.kinds: Sequence[LayerKind] = layer_kinds(config, type(model).__name__)
         self.num_layers: int = len(self.kinds)
-        self.replays = any(kind.num_states for kind in self.kinds)
-        self._windows = {kind.window for kind in self.kinds if kind.window is not None}
-        self.is_mixed = any(kind.attention and kind.window is None for kind in self.kinds) and bool(self._windows)
-        self._attends = any(kind.attention for kind in self.kinds)
+        self._follow(self.kinds)
         self.layouts = _layouts(config, f"{self.prefix}position_ids" in names, self.replays)
         self.layout = self.layouts[0]
         self.vocab_size: int = config.vocab_size
         self.max_positions = _max_positions(config)
         self.rope_switch: int | None = _rope_switch(config)
         self._keeps_logits = "logits_to_keep" in names
+
+    def _follow(self, kinds: Sequence[LayerKind]) -> None:
+        """What windows look like for layers of these kinds."""
+        self.replays = any(kind.num_states for kind in kinds)
+        self._windows = {kind.window for kind in kinds if kind.window is not None}
+        self.is_mixed = any(kind.attention and kind.window is None for kind in kinds) and bool(self._windows)
+        self._attends = any(kind.attention for kind in kinds)
 
     def takes(self, name: str) -> bool:
         """Does the model's forward have a parameter of this name?"""

@@ -58,7 +58,9 @@ class Chance:
         batch_size = len(logits)
         if len(self._none) != batch_size:
             self._none = torch.zeros(batch_size, dtype=torch.int64)
-        purpose = self._draft.setdefault(node, torch.tensor([Purpose.DRAFT, node]))
+        purpose = self._draft.get(node)
+        if purpose is None:
+            purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node])
         nothing = self._none  # a chain of no tokens
         outcome, _, probs = self._call(logits[:, None], nothing[:, None], nothing, None, names, purpose, nothing)
         return outcome[:, 3], probs[:, 0]

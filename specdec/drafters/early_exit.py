@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from specdec.drafters.layers import decoder_layers, with_layers
+from specdec.drafters.layers import choices_along, decoder_layers, with_layers
 from specdec.drafters.own_layers import OwnLayersDrafter
 from specdec.errors import OptionError
 from specdec.state import DecodeState
-from specdec.wrapped import uncompiled_call
 
 _MEASURED = 64  # last tokens of the longest prompt that "auto" looks at
 _LEAST = 4  # with fewer there is nothing to choose by
@@ -87,20 +86,14 @@ def chosen_exit(model: PreTrainedModel, tokens: Tensor | None) -> int:
     if tokens is None:
         return max(1, depth // 4)
     candidates = sorted({max(1, depth // share) for share in _SHARES} - {depth})
-    wanted = _argmax(model, tokens)
+    wanted = choices_along(model, tokens)
     best, most = candidates[0], 0.0
     for candidate in candidates:
-        agrees = float((_argmax(with_layers(model, range(candidate)), tokens) == wanted).double().mean())
+        agrees = float((choices_along(with_layers(model, range(candidate)), tokens) == wanted).double().mean())
         speedup = expected_speedup(agrees, cost_share(model, layers, range(candidate)))
         if speedup > most:
             best, most = candidate, speedup
     return best
-
-
-def _argmax(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """[1, T] the likeliest token behind each."""
-    choice: Tensor = uncompiled_call(model)(input_ids=tokens, use_cache=False, return_dict=True).logits.argmax(-1)
-    return choice
 
 
 def cost_share(model: PreTrainedModel, layers: nn.ModuleList, kept: Sequence[int]) -> float:

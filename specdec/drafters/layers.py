@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specdec.errors import UnsupportedModelError
 from specdec.target import parameters
+from specdec.wrapped import uncompiled_call
 
 _DEPTHS = frozenset("num_hidden_layers n_layer n_layers num_layers num_layer decoder_layers num_decoder_layers".split())
 # Attributes of one object, bound to it: they would run the whole model, or keep it alive.
@@ -102,6 +104,13 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int], *, keep: bool = Tru
         if found is None or not _is_current(found, way):
             found = known[key] = _Made(_cut_clone(model, layers, key, way), *_state(way))
         return found.clone
+
+
+@torch.inference_mode()
+def choices_along(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """[1, T] the likeliest token behind each of the tokens [1, T]."""
+    choice: Tensor = uncompiled_call(model)(input_ids=tokens, use_cache=False, return_dict=True).logits.argmax(-1)
+    return choice
 
 
 def _cut_clone(

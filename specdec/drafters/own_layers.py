@@ -31,8 +31,6 @@ class LayersRunner(ModelRunner):
         UnsupportedModelError: the model's layers cannot be told from the rest.
     """
 
-    longest_window = None
-
     def __init__(self, whole: ModelRunner, kept: Sequence[int]) -> None:
         vars(self).update(vars(whole))
         self.longest_window = None
@@ -40,11 +38,7 @@ class LayersRunner(ModelRunner):
         # A hybrid's model asks a cache of its own for the length of an attention layer, kept or not.
         left_out = [LayerKind(whole.replays and kind.attention) for kind in whole.kinds]
         self.kinds = tuple(kind if i in kept else left_out[i] for i, kind in enumerate(whole.kinds))
-        kinds = [kind for i, kind in enumerate(whole.kinds) if i in kept]
-        self.replays = any(kind.num_states for kind in kinds)
-        self._windows = {kind.window for kind in kinds if kind.window is not None}
-        self.is_mixed = any(kind.attention and kind.window is None for kind in kinds) and bool(self._windows)
-        self._attends = any(kind.attention for kind in kinds)
+        self._follow([kind for i, kind in enumerate(whole.kinds) if i in kept])
 
 
 class LayersSession(ModelSession):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.drafters.layers import decoder_layers, with_layers
+from specdec.drafters.layers import choices_along, decoder_layers, with_layers
 from specdec.errors import OptionError
 from specdec.target import input_device
-from specdec.wrapped import uncompiled_call, unwrap
+from specdec.wrapped import unwrap
 
 _FORMAT = 1
 _DRAWS = 200  # to find a set that has not been tried before the search ends
@@ -123,11 +123,11 @@ def search_skip(
     if type(budget) is not int or budget < 1:
         raise OptionError(f"budget must be a positive number of sets to score, got {budget!r}.")
     rows = _rows(texts, target)
-    wanted = [_argmax(target, row) for row in rows]
+    wanted = [choices_along(target, row) for row in rows]
 
     def score(skip: tuple[int, ...]) -> float:
         clone = with_layers(target, [i for i in range(depth) if i not in skip], keep=False)
-        same = [(_argmax(clone, row) == choice).double() for row, choice in zip(rows, wanted, strict=True)]
+        same = [(choices_along(clone, row) == choice).double() for row, choice in zip(rows, wanted, strict=True)]
         return float(torch.cat(same, dim=1).mean())
 
     if start is None:
@@ -187,13 +187,6 @@ def _rows(texts: Iterable[Sequence[int] | Tensor], target: PreTrainedModel) -> l
     if not rows or min(row.shape[1] for row in rows) < 2:
         raise OptionError("texts must hold at least one list of at least two token ids: outputs of the target, say.")
     return rows
-
-
-@torch.inference_mode()
-def _argmax(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """[1, T] the likeliest token behind each."""
-    choice: Tensor = uncompiled_call(model)(input_ids=tokens, use_cache=False, return_dict=True).logits.argmax(-1)
-    return choice
 
 
 def _indices(values: Any) -> tuple[int, ...]:
