@@ -125,7 +125,7 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     if found is None and saved < building.expected_seconds(runner):
         return "no package is on disk, and building one would not pay yet"
     try:
-        package, file = found or _built(runner, store, key)
+        package, file = found or store.obtain(key, lambda: _built(runner, store, key))
     except (SpecdecError, MemoryError):
         raise
     except Exception as error:  # whatever torch's compiler raises: the model decodes uncompiled
@@ -169,13 +169,8 @@ def _remember(known: _Known, here: str, stamp: object, graph: Graph | str) -> No
 
 
 def _built(runner: ModelRunner, store: Store, key: str) -> tuple[Package, pathlib.Path]:
-    with store.locked(key):
-        found = store.find(key)  # by another process meanwhile
-        if found is not None:
-            return found
-        package, file = building.build(runner, _memory_shapes(runner), store, key)
-        package = replace(package, widest=_widest(runner, Graph(building.load(file), package.memory)))
-        return package, store.put(package, file)
+    package, file = building.build(runner, _memory_shapes(runner), store, key)
+    return replace(package, widest=_widest(runner, Graph(building.load(file), package.memory))), file
 
 
 def _problem(runner: ModelRunner, graph: Graph) -> str | None:

@@ -144,13 +144,8 @@ def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
     if found is None and want == "auto":
         return "no package is on disk, and compile='auto' builds none for sampling"
     try:
-        if found is None:
-            with store.locked(key):
-                found = store.find(key)  # by another process meanwhile
-                if found is None:
-                    package, built = building.build_chance(recipe, store, key)
-                    found = package, store.put(package, built)
-        run = building.load(found[1])
+        _, file = found or store.obtain(key, lambda: building.build_chance(recipe, store, key))
+        run = building.load(file)
         if _is_right(run, recipe):
             _known[key] = run
             return run

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -93,6 +93,15 @@ class Store:
         os.replace(temporary, manifest)
         self._evict(keep=package.key)
         return file
+
+    def obtain(self, key: str, build: Callable[[], tuple[Package, pathlib.Path]]) -> tuple[Package, pathlib.Path]:
+        """The package of a key, built and put here if no other process has done so meanwhile."""
+        with self.locked(key):
+            found = self.find(key)
+            if found is not None:
+                return found
+            package, file = build()
+            return package, self.put(package, file)
 
     def packages(self) -> list[Package]:
         """All that is there, the one used last first."""
