@@ -29,11 +29,11 @@ ROOMS = [
     ["bundled", "arbitrate", "generate"],
     ["attach"],
     ["__init__"],
-    ["check", "indexes", "packages"],
+    ["check", "indexes", "packages", "profile"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-MAY_NAME_DRAFTERS = {"generate", "options", "cli", "__init__", "drafters"}
+MAY_NAME_DRAFTERS = {"generate", "options", "cli", "profile", "__init__", "drafters"}
 
 
 def room(module: str) -> str:
