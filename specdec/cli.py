@@ -15,12 +15,7 @@ from jinja2 import TemplateError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from specdec.arbitrate import first_divergence
@@ -28,11 +23,10 @@ from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import capabilities
 from specdec.check import load, summary, table
 from specdec.decode import SpeculativeOutput
-from specdec.drafters import CrossTokenizerDrafter, Drafter, ModelDrafter, NgramDrafter, TreeDrafter
-from specdec.drafters.named import NAMES, named
 from specdec.errors import OptionError, SpecdecError
 from specdec.generate import SpeculativeDecoder
 from specdec.indexes import indexes
+from specdec.loading import DTYPES, Loaded, load_all, native_dtype, placed
 from specdec.loop import Committed
 from specdec.packages import packages
 from specdec.pieces import Pieces
@@ -43,7 +37,6 @@ app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the 
 app.add_typer(packages, name="cache")
 app.add_typer(indexes, name="index")
 DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _COMPILE: dict[str, Compile] = {"yes": True, "no": False, "auto": "auto"}
 _DRAFT_HELP = (
     "Draft model (directory or hub id), or one of ngram, suffix, suffix:INDEX, early-exit, early-exit:LAYERS, "
@@ -94,87 +87,6 @@ class Chat:
 
     system: str | None = None
     template: str | None = None  # the tokenizer's own if None
-
-
-@dataclass
-class Loaded:
-    """What a command decodes with."""
-
-    target: PreTrainedModel
-    drafter: Drafter | None
-    tokenizer: PreTrainedTokenizerBase
-
-
-def native_dtype(device: str) -> torch.dtype:
-    """bfloat16, except on CPUs that only emulate it: there verifying five tokens costs two plain steps."""
-    if (
-        torch.device(device).type != "cpu"
-        or torch.cpu._is_avx512_bf16_supported()
-        or torch.cpu._is_amx_tile_supported()
-    ):
-        return torch.bfloat16
-    return torch.float32
-
-
-def _placed(model: Any, device: str) -> PreTrainedModel:
-    """model.to(device); transformers decorates `to` in a way that leaves it no usable type."""
-    return model.to(device)
-
-
-def _load(target: str | None, draft: str | None, dtype: torch.dtype, device: str) -> Loaded:
-    """The bundled pair by default; `draft` is a path, a drafter's name or "none"."""
-    small: PreTrainedModel | None = None
-    if target is None:
-        model, small, tokenizer = bundled_pair(dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
-    return Loaded(_placed(model, device), _drafter(draft, small, tokenizer, dtype, device), tokenizer)
-
-
-def _drafter(
-    draft: str | None,
-    bundled: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    device: str,
-) -> Drafter | None:
-    """What `--draft` asks for; bundled: the draft model, where the target is the bundled one."""
-    kind, colon, value = (draft or "").partition(":")
-    if draft == "none":
-        return None
-    if draft is None and bundled is None:
-        return NgramDrafter()
-    if kind in NAMES and kind != "tree":
-        return named(draft or "", tokenizer=tokenizer)
-    path = value if kind == "tree" and colon else None if draft in (None, "tree") else draft
-    if path is None and bundled is None:
-        raise OptionError("--draft tree needs a draft model beside another target: name one, as in tree:MODEL.")
-    if path is None:
-        small, theirs = bundled, tokenizer
-    else:
-        small, theirs = _load_draft(draft or "", path, dtype)
-    small = _placed(small, device)
-    if kind == "tree":
-        return TreeDrafter(small, tokenizer=tokenizer, draft_tokenizer=theirs)
-    if theirs.get_vocab() != tokenizer.get_vocab():
-        return CrossTokenizerDrafter(small, target_tokenizer=tokenizer, draft_tokenizer=theirs)
-    return ModelDrafter(small, tokenizer=tokenizer, draft_tokenizer=theirs)
-
-
-def _load_draft(asked: str, path: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A draft model and its tokenizer."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    except (OSError, ValueError) as error:
-        names = ", ".join(NAMES)
-        raise OptionError(
-            f"--draft {asked} is neither a drafter ({names}, none) nor a model that can be loaded: {error}"
-        ) from None
-    try:
-        return model, AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"--draft {asked} has no tokenizer that can be loaded beside the model: {error}") from None
 
 
 def _read_prompt(prompt: str | None, file: pathlib.Path | None, target: str | None) -> str:
@@ -268,8 +180,8 @@ def generate(
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     console = Console(highlight=False)
-    if dtype not in ("auto", *_DTYPES):
-        raise typer.BadParameter(f"--dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
+    if dtype not in ("auto", *DTYPES):
+        raise typer.BadParameter(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
     if num_draft_tokens != "auto" and not num_draft_tokens.isdecimal():
         raise typer.BadParameter(f"--num-draft-tokens must be an integer or 'auto', got {num_draft_tokens!r}.")
     if compile not in _COMPILE:
@@ -280,7 +192,7 @@ def generate(
     try:
         text = _read_prompt(prompt, file, target)
         conversation = _read_chat(chat, system, chat_template)
-        loaded = _load(target, draft, _DTYPES.get(dtype) or native_dtype(device), device)
+        loaded = load_all(target, draft, DTYPES.get(dtype) or native_dtype(device), device)
         if loaded.drafter is not None:
             loaded.drafter.check(loaded.target)  # before anything is printed
         count: Any = "auto" if num_draft_tokens == "auto" else int(num_draft_tokens)
@@ -310,12 +222,12 @@ def check(
     """Says what a model's memory allows: trees, chains, batches, or nothing; as target or as draft."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    if dtype not in ("auto", *_DTYPES):
-        raise typer.BadParameter(f"--dtype must be auto, {', '.join(_DTYPES)}, got {dtype!r}.")
-    wanted = _DTYPES.get(dtype) or native_dtype(device)
+    if dtype not in ("auto", *DTYPES):
+        raise typer.BadParameter(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
+    wanted = DTYPES.get(dtype) or native_dtype(device)
     try:
         loaded = bundled_pair(wanted)[0] if model is None else load(model, wanted, attention)
-        found = capabilities(_placed(loaded, device))
+        found = capabilities(placed(loaded, device))
     except (SpecdecError, OSError, ValueError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None

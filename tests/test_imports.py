@@ -29,11 +29,12 @@ ROOMS = [
     ["bundled", "arbitrate", "generate"],
     ["attach"],
     ["__init__"],
-    ["check", "indexes", "packages", "profile"],
+    ["check", "indexes", "packages", "loading"],
+    ["profile"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-MAY_NAME_DRAFTERS = {"generate", "options", "cli", "profile", "__init__", "drafters"}
+MAY_NAME_DRAFTERS = {"generate", "options", "loading", "profile", "__init__", "drafters"}
 
 
 def room(module: str) -> str:
