@@ -225,6 +225,7 @@ class Cost:
 
     Attributes:
         context: tokens of a row in front of the window.
+        sampled: at a temperature above 0.
         fitted_draft, fitted_verify: the cost model's.
     """
 
@@ -235,17 +236,23 @@ class Cost:
     times: Times
     fitted_draft: float
     fitted_verify: float
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds = sum of coefficient x feature, one fit a draft and part; `residual` is the median relative error."""
+    """Seconds = sum of coefficient x feature, one fit a draft and part; `residual` is the median relative error.
+
+    Attributes:
+        part: of a round: "draft", "verify"; of a call: "other", "prefill".
+    """
 
     draft: str
-    part: str  # "draft", "verify" or "other"
+    part: str
     features: list[str]
     coefficients: list[float]
     residual: float
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

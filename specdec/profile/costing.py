@@ -1,0 +1,125 @@
+"""What a round costs by its size: short calls of the real loop, warm, all settings in turn, several times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specdec.errors import SpecdecError
+from specdec.profile.contenders import Contender
+from specdec.profile.engine import Call, Engine
+from specdec.profile.options import Options
+from specdec.profile.sample import Item, sampled_counts
+from specdec.profile.schema import PLAIN
+from specdec.profile.texts import Tick
+from specdec.profile.workspace import Workspace
+
+REPEATS = 4
+NEW_TOKENS = 24
+_LONGER = 4  # times the usual context, for the cost of a longer one
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place of the grid."""
+
+    contender: Contender | None
+    num_draft_tokens: int
+    batch: int
+    context: int
+    temperature: float
+
+    @property
+    def key(self) -> tuple[str, int, int, int, bool]:
+        name = PLAIN if self.contender is None else self.contender.info.name
+        return name, self.num_draft_tokens, self.batch, self.context, self.temperature > 0
+
+
+def cost_grid(contenders: Sequence[Contender], options: Options, contexts: Sequence[int]) -> list[Point]:
+    """Every draft and batch size by a sample of the draft tokens; the longer contexts at the smallest batch only.
+
+    Greedy and sampled calls cost different things; temperatures above 0 cost the same.
+    """
+    temperatures = {t > 0: t for t in sorted(options.temperatures, reverse=True)}
+    counts = sampled_counts(options.num_draft_tokens)
+    places = [(b, contexts[0]) for b in options.batches] + [(min(options.batches), c) for c in contexts[1:]]
+    return [
+        Point(contender, k, batch, context, temperature)
+        for temperature in temperatures.values()
+        for batch, context in places
+        for contender in (None, *contenders)
+        for k in ([0] if contender is None else counts)
+    ]
+
+
+def contexts_of(items: Sequence[Item], options: Options, longest: int | None) -> list[int]:
+    """The usual length of a prompt, and a longer one where the target has room for it."""
+    lengths = sorted(len(i.tokens) for i in items)
+    usual = lengths[len(lengths) // 2]
+    room = usual * _LONGER if longest is None else longest - NEW_TOKENS - max(options.num_draft_tokens) - 1
+    return sorted({usual, max(usual, min(usual * _LONGER, room))})
+
+
+def measure_costs(
+    points: Sequence[Point],
+    items: Sequence[Item],
+    engine: Engine,
+    options: Options,
+    space: Workspace,
+    note: Callable[[str], None],
+    tick: Tick,
+) -> None:
+    """Adds one record a point and repeat to the costs' file; what fails once is named, and left out from then on.
+
+    All points are run in turn before any is repeated, beginning with another one each time: a machine that slows down
+    slows all of them.
+    """
+    done = {(*r["point"], r["repeat"]) for r in space.own("costs")}
+    failed: set[tuple[Any, ...]] = set()
+    with space.open("costs") as records:
+        for repeat in range(REPEATS):
+            begin = repeat * 5 % max(len(points), 1)
+            for number, point in enumerate([*points[begin:], *points[:begin]]):
+                if (*point.key, repeat) not in done and point.key not in failed:
+                    try:
+                        record = _run(point, items, engine)
+                    except (SpecdecError, torch.OutOfMemoryError) as error:
+                        failed.add(point.key)
+                        note(f"no costs of {point.key}: {_first_line(error)}")
+                    else:
+                        records.add(record | {"point": list(point.key), "repeat": repeat})
+                tick(repeat * len(points) + number + 1)
+
+
+def cost_record(call: Call, batch: int, context: float) -> dict[str, Any]:
+    """What the cost model is fitted to, from one call."""
+    stats = call.stats
+    return call.timings() | {
+        "rounds": stats.rounds,
+        "depth": stats.drafted / max(stats.row_rounds, 1),
+        "batch": batch,
+        "context": context,
+        "prompt_tokens": stats.prompt_tokens,
+        "peak": call.peak_bytes,
+    }
+
+
+def _run(point: Point, items: Sequence[Item], engine: Engine) -> dict[str, Any]:
+    prompts = [_of_length(items[row % len(items)].tokens, point.context) for row in range(point.batch)]
+    call = engine.run(
+        prompts, point.contender, point.num_draft_tokens, point.temperature, NEW_TOKENS, 0, is_metered=True
+    )
+    return cost_record(call, point.batch, point.context + NEW_TOKENS / 2)
+
+
+def _of_length(tokens: Sequence[int], length: int) -> list[int]:
+    """The prompt's end, or the prompt over and over: costs depend on the number of tokens, not on which."""
+    repeated = list(tokens) * (-(-length // len(tokens)))
+    return repeated[-length:]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
