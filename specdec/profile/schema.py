@@ -198,7 +198,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting with what is predicted and what was measured of it; plain decoding has num_draft_tokens 0."""
+    """One setting with what is predicted and what was measured of it; plain decoding has num_draft_tokens 0.
+
+    Attributes:
+        predicted: over the prompts that the loop was run on, so that it can be held against `measured`.
+        overall: the same prediction over all prompts.
+    """
 
     draft: str
     temperature: float
@@ -206,6 +211,7 @@ class Setting:
     num_draft_tokens: int
     predicted: Predicted | None = None
     measured: Measured | None = None
+    overall: Predicted | None = None
 
     @property
     def is_plain(self) -> bool:

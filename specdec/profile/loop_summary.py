@@ -1,0 +1,168 @@
+"""What the loop's records come to: one `Measured` a setting."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from statistics import median, quantiles
+from typing import Any
+
+from specdec.profile.advice import flag
+from specdec.profile.bootstrap import Floats, Sums
+from specdec.profile.schema import PLAIN, Interval, Measured, Position, Times
+from specdec.profile.tally import CONTEXT, ENTROPY, Bands, Tally
+from specdec.profile.traced import RowRound, row_rounds
+
+Key = tuple[str, float, int, int]  # draft, temperature, batch, num_draft_tokens
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Of one setting."""
+
+    seed: int
+    tokens: int = 0
+    counts: Tally = field(init=False)
+    positions: Tally = field(init=False)
+    domains: Tally = field(init=False)
+    context: Bands = field(init=False)
+    entropy: Bands = field(init=False)
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    seconds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # batch number -> its repeats
+    work: dict[int, tuple[int, int]] = field(default_factory=dict)  # batch number -> first prompt, tokens
+    rounds: list[list[float]] = field(default_factory=list)  # seconds of a round's parts, one list a run
+    prefill: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+    knows_alpha: bool = False
+
+    def __post_init__(self) -> None:
+        self.counts, self.positions, self.domains = Tally(self.seed), Tally(self.seed), Tally(self.seed)
+        self.context, self.entropy = Bands(self.seed, CONTEXT), Bands(self.seed, ENTROPY)
+
+    def add(self, record: dict[str, Any]) -> None:
+        number, parts = record["number"], record["parts"]
+        self.seconds[number].append(record["seconds"])
+        rounds = max(record["rounds"], 1)
+        self.rounds.append([parts[name] / rounds for name in ("draft", "verify", "other")])
+        self.prefill.append(parts["prefill"] / max(record["prompt_tokens"], 1))
+        if record["peak"] is not None:
+            self.peaks.append(record["peak"])
+        if record["joules"] is not None:
+            self.joules.append(record["joules"] / record["tokens"])
+        if "rows" in record:
+            self._add_counts(record)
+            for row in record["rows"]:
+                self._add_row(row)
+
+    def _add_counts(self, record: dict[str, Any]) -> None:
+        index = record["rows"][0]["index"]
+        self.work[record["number"]] = index, record["tokens"]
+        self.tokens += record["tokens"]
+        self.counts.add("length", index, record["accepted"], record["row_rounds"])
+        self.counts.add("rate", index, record["accepted"], record["drafted"])
+        depths = zip(record["drafted_per_depth"], record["accepted_per_depth"], strict=True)
+        for position, (drafted, accepted) in enumerate(depths, start=1):
+            self.positions.add(("marginal", position), index, accepted, drafted)
+        self.drafted = [a + b for a, b in zip_longest(self.drafted, record["drafted_per_depth"], fillvalue=0)]
+        self.accepted = [a + b for a, b in zip_longest(self.accepted, record["accepted_per_depth"], fillvalue=0)]
+
+    def _add_row(self, row: dict[str, Any]) -> None:
+        index = row["index"]
+        rounds = list(row_rounds(row["sources"]))
+        accepted = sum(r.accepted for r in rounds)
+        self.counts.add("rounds", index, len(rounds), 1)
+        self.domains.add(row["domain"], index, len(rounds) + accepted, len(rounds))
+        looked = [(i, letter == "a") for i, letter in enumerate(row["sources"]) if letter in "ar"]
+        self.context.add(index, [row["context"] + i for i, _ in looked], [a for _, a in looked])
+        self.entropy.add(index, [row["target_entropy"][i] for i, _ in looked], [a for _, a in looked])
+        for position in range(1, len(self.drafted) + 1):
+            reached = sum(r.reached(position) for r in rounds)
+            self.positions.add(("conditional", position), index, sum(r.accepted >= position for r in rounds), reached)
+        if "alpha" in row:
+            self.knows_alpha = True
+            self.counts.add("martingale", index, *_surprise(rounds, row["alpha"]))
+
+    def times(self) -> Times:
+        draft, verify, other = (median(parts) for parts in zip(*self.rounds, strict=True))
+        totals = [sum(parts) for parts in self.rounds]
+        spread = 0.0
+        if len(totals) > 1:
+            low, _, high = quantiles(totals, n=4, method="inclusive")
+            spread = (high - low) / median(totals)
+        return Times(draft, verify, other, draft + verify + other, spread, median(self.prefill))
+
+    def by_position(self) -> list[Position]:
+        return [
+            Position(
+                drafted,
+                accepted,
+                self.positions.interval(("marginal", position)),
+                self.positions.interval(("conditional", position)),
+            )
+            for position, (drafted, accepted) in enumerate(zip(self.drafted, self.accepted, strict=True), start=1)
+        ]
+
+
+def _surprise(rounds: list[RowRound], alpha: list[float]) -> tuple[float, int]:
+    """Sum over the rounds that looked at a draft of (accepted - alpha there), and how many there were.
+
+    Its expectation is zero, since alpha is the chance of acceptance given all that came before: a martingale.
+    """
+    looked = [r for r in rounds if r.reached(1)]
+    return sum((r.accepted > 0) - alpha[r.start] for r in looked), len(looked)
+
+
+def measured_of(records: Iterable[dict[str, Any]], seed: int) -> dict[Key, Measured]:
+    """Every setting that was run."""
+    sums: dict[Key, _Sum] = {}
+    for record in records:
+        key = (record["draft"], record["temperature"], record["batch"], record["num_draft_tokens"])
+        sums.setdefault(key, _Sum(seed)).add(record)
+    return {
+        key: _measured(s, plain, seed)
+        for key, s in sums.items()
+        if s.work and (plain := sums.get((PLAIN, key[1], key[2], 0))) is not None and plain.work
+    }
+
+
+def _measured(s: _Sum, plain: _Sum, seed: int) -> Measured:
+    times, length = s.times(), s.counts.interval("length")
+    one_more = Interval(1 + length.value, 1 + length.low, 1 + length.high)
+    speedup = _speedup(s, plain, seed)
+    ceiling, impossible = flag(speedup, one_more.value, plain.times().verify, times.verify)
+    return Measured(
+        tokens=s.tokens,
+        rounds=s.counts.interval("rounds"),
+        acceptance_rate=s.counts.interval("rate").value,
+        acceptance_length=one_more,
+        positions=s.by_position(),
+        by_domain={str(d): s.domains.interval(d) for d in s.domains.groups()},
+        by_context=s.context.bands(),
+        by_entropy=s.entropy.bands(),
+        tokens_per_second=sum(t for _, t in s.work.values()) / sum(median(s.seconds[n]) for n in s.work),
+        speedup=speedup,
+        times=times,
+        peak_bytes=max(s.peaks, default=None),
+        joules_per_token=median(s.joules) if s.joules else None,
+        ceiling=ceiling,
+        impossible=impossible,
+        martingale=s.counts.interval("martingale") if s.knows_alpha else None,
+    )
+
+
+def _speedup(s: _Sum, plain: _Sum, seed: int) -> Interval:
+    """Seconds a token of plain decoding over the setting's, on the batches that both decoded."""
+    sums = Sums(seed)
+    for number, (index, tokens) in s.work.items():
+        if number in plain.work:
+            ours, theirs = median(s.seconds[number]), median(plain.seconds[number])
+            sums.add(index, [theirs, plain.work[number][1], ours, tokens])
+
+    def ratio(t: Floats) -> Floats:
+        return (t[:, 0] / t[:, 1]) / (t[:, 2] / t[:, 3])
+
+    return sums.statistic(ratio, size=3)
