@@ -1,4 +1,7 @@
-"""The command line: `specdec generate` writes with a draft, times it and compares; `specdec check` asks a model."""
+"""The command line: `specdec generate` writes with a draft, times it and compares; `specdec check` asks a model.
+
+`specdec profile`, `recommend` and `compare` are in `profile/`.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,17 @@ from specdec.loading import DTYPES, Loaded, load_all, native_dtype, placed
 from specdec.loop import Committed
 from specdec.packages import packages
 from specdec.pieces import Pieces
+from specdec.profile.commands import compare, recommend
+from specdec.profile.profile_command import profile
 from specdec.stats import SpeculationStats
 from specdec.types import Compile
 
 app = typer.Typer(help="Speculative decoding for Hugging Face transformers: the same output, only sooner.")
 app.add_typer(packages, name="cache")
 app.add_typer(indexes, name="index")
+app.command()(profile)
+app.command()(recommend)
+app.command()(compare)
 DRAFT_STYLE, TARGET_STYLE = "green", "bold yellow"
 _COMPILE: dict[str, Compile] = {"yes": True, "no": False, "auto": "auto"}
 _DRAFT_HELP = (

@@ -32,6 +32,7 @@ ROOMS = [
     ["check", "indexes", "packages", "loading"],
     ["profile"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 MAY_NAME_DRAFTERS = {"generate", "options", "loading", "profile", "__init__", "drafters"}

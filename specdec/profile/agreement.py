@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _of_text(
             measures = measure(target, logits_along(contender.scorer, prompt, new), tokens, temperature)
             record |= to_lists(measures)
         rounds = {k: _rounds(contender, k, measures, text, runner, options) for k in options.num_draft_tokens}
-        record["rounds"] = {str(k): [r.rounds, r.drafted, r.accepted] for k, r in rounds.items() if r is not None}
+        record["rounds"] = {str(k): list(astuple(r)) for k, r in rounds.items() if r is not None}
         found.append(record)
     return found
 

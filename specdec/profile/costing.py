@@ -100,6 +100,7 @@ def cost_record(call: Call, batch: int, context: float) -> dict[str, Any]:
     return call.timings() | {
         "rounds": stats.rounds,
         "depth": stats.drafted / max(stats.row_rounds, 1),
+        "share": sum(stats.drafted_per_depth[:1]) / max(stats.row_rounds, 1),
         "batch": batch,
         "context": context,
         "prompt_tokens": stats.prompt_tokens,

@@ -103,7 +103,6 @@ class Engine:
             self.target,
             generation_config=config,
             generator=generator if temperature > 0 else None,
-            return_dict_in_generate=True,
             **inputs,
         )
         seconds = perf_counter() - begun
@@ -151,6 +150,7 @@ class Engine:
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         return GenerationConfig(
             do_sample=temperature > 0,
+            return_dict_in_generate=True,
             max_new_tokens=new_tokens,
             bos_token_id=own.bos_token_id,
             eos_token_id=own.eos_token_id,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specdec.pieces import Pieces
-from specdec.profile.looping import LETTERS
+from specdec.profile.engine import LETTERS
 from specdec.profile.schema import PLAIN, Example, ExampleToken
 
 _NAMES = {letter: source.value for source, letter in LETTERS.items()}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specdec.profile.schema import PLAIN, CostModel
 
 FEATURES = {
     "draft": ["1 a round", "drafted tokens", "drafted tokens x rows", "drafted tokens x rows x 1000 of context"],
-    "verify": ["1 a round", "1 if more than one token a row", "tokens of the window", "rows x 1000 of context"],
+    "verify": ["1 a round", "1 a round with a draft", "tokens of the window", "rows x 1000 of context"],
     "other": ["1 a call", "1 a round"],
     "prefill": ["1 a call", "tokens of the prompts"],
 }
@@ -22,35 +23,38 @@ Key = tuple[str, bool]  # draft, sampled
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """Fitted models of one draft, greedy or sampled.
+class Load:
+    """What the rounds of a call are like on average.
 
     Attributes:
-        models: by part.
+        context: tokens of a row.
+        depth: drafted tokens a row; 0 decodes plainly.
+        share: of the rounds, those with a draft.
     """
 
-    models: dict[str, CostModel]
+    batch: float
+    context: float
+    depth: float = 0.0
+    share: float = 0.0
 
-    def round_seconds(self, depth: float, batch: int, context: float) -> tuple[float, float]:
-        """Seconds of drafting, and of verifying, in a round.
 
-        Args:
-            depth: drafted tokens a row; 0 decodes plainly.
-            context: tokens of a row.
-        """
-        return tuple(  # type: ignore[return-value]
-            max(0.0, float(np.dot(self.models[part].coefficients, _features(part, depth, batch, context, 1, 0))))
-            for part in ("draft", "verify")
-        )
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Fitted models of one draft, greedy or sampled, by part."""
 
-    def call_seconds(self, depth: float, batch: int, context: float, rounds: float, prompt_tokens: int) -> float:
+    models: Mapping[str, CostModel]
+
+    def round_seconds(self, load: Load) -> tuple[float, float]:
+        """Seconds of drafting, and of verifying, in a round."""
+        return self._part("draft", load, 1, 0), self._part("verify", load, 1, 0)
+
+    def call_seconds(self, load: Load, rounds: float, prompt_tokens: float) -> float:
         """Seconds of a whole call."""
-        draft, verify = self.round_seconds(depth, batch, context)
-        rest = [
-            float(np.dot(self.models[part].coefficients, _features(part, depth, batch, context, rounds, prompt_tokens)))
-            for part in ("other", "prefill")
-        ]
-        return rounds * (draft + verify) + sum(max(0.0, r) for r in rest)
+        rest = self._part("other", load, rounds, prompt_tokens) + self._part("prefill", load, rounds, prompt_tokens)
+        return rounds * sum(self.round_seconds(load)) + rest
+
+    def _part(self, part: str, load: Load, rounds: float, prompt_tokens: float) -> float:
+        return float(np.dot(self.models[part].coefficients, _features(part, load, rounds, prompt_tokens)))
 
 
 def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
@@ -62,59 +66,70 @@ def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
     points: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         points[tuple(record["point"])].append(record)
-    by_key: dict[Key, list[dict[str, Any]]] = defaultdict(list)
+    by_key: dict[Key, list[dict[str, float]]] = defaultdict(list)
     for (draft, _, _, _, sampled), repeats in points.items():
         by_key[draft, sampled].append(_typical(repeats))
-    return {
-        (draft, sampled): Costs(
-            {
-                part: _fit(
-                    draft,
-                    sampled,
-                    part,
-                    [*mine, *(by_key.get((PLAIN, sampled), []) if draft != PLAIN and part == "verify" else [])],
-                )
-                for part in FEATURES
-            }
+    found: dict[Key, Costs] = {}
+    for (draft, sampled), mine in by_key.items():
+        plain = by_key.get((PLAIN, sampled), []) if draft != PLAIN else []
+        models = {part: _fit(part, mine + plain * (part == "verify")) for part in FEATURES}
+        found[draft, sampled] = Costs(
+            {part: CostModel(draft, part, FEATURES[part], *fitted, sampled) for part, fitted in models.items()}
         )
-        for (draft, sampled), mine in by_key.items()
-    }
+    return found
 
 
-def _typical(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _typical(repeats: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Medians of the repeats; a point whose first run was slow is not slow."""
-    names = ("draft", "verify", "other", "prefill", "rounds", "depth", "batch", "context", "prompt_tokens")
+    names = ("draft", "verify", "other", "prefill", "rounds", "depth", "share", "batch", "context", "prompt_tokens")
     return {name: median(r[name] for r in repeats) for name in names}
 
 
-def _features(
-    part: str, depth: float, batch: float, context: float, rounds: float, prompt_tokens: float
-) -> list[float]:
-    kilo = context / 1000
+def _features(part: str, load: Load, rounds: float, prompt_tokens: float) -> list[float]:
+    kilo, rows = load.context / 1000, load.batch
     return {
-        "draft": [float(depth > 0), depth, depth * batch, depth * batch * kilo],
-        "verify": [1.0, float(depth > 0), (1 + depth) * batch, batch * kilo],
+        "draft": [1.0, load.depth, load.depth * rows, load.depth * rows * kilo],
+        "verify": [1.0, load.share, (1 + load.depth) * rows, rows * kilo],
         "other": [1.0, rounds],
         "prefill": [1.0, prompt_tokens],
     }[part]
 
 
-def _fit(draft: str, sampled: bool, part: str, points: Sequence[dict[str, Any]]) -> CostModel:
-    """Least squares of relative errors, so that small batches count as much as large ones.
+def _fit(part: str, points: Sequence[Mapping[str, float]]) -> tuple[list[float], float]:
+    """Coefficients, and the median relative error.
 
-    Terms that nothing tells apart (one batch size, one context) share what they explain (the smallest solution).
+    Relative errors are minimised, so that small batches count as much as large ones.
     """
     rows, values = [], []
     for p in points:
         rounds = max(p["rounds"], 1)
-        per = rounds if part in ("draft", "verify") else 1
-        rows.append(_features(part, p["depth"], p["batch"], p["context"], rounds, p["prompt_tokens"]))
-        values.append(p[part] / per)
+        load = Load(p["batch"], p["context"], p["depth"], p["share"])
+        rows.append(_features(part, load, rounds, p["prompt_tokens"]))
+        values.append(p[part] / (rounds if part in ("draft", "verify") else 1))
     matrix, wanted = np.array(rows), np.array(values)
     weight = 1 / np.maximum(wanted, max(1e-6, 0.02 * float(wanted.max(initial=0.0))))
-    # Columns of very different size: scaled, so that the smallest solution spreads over all of them.
-    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
-    solution, *_ = np.linalg.lstsq(matrix / scale * weight[:, None], wanted * weight, rcond=1e-6)
-    coefficients = solution / scale
+    coefficients = non_negative(matrix * weight[:, None], wanted * weight)
     errors = np.abs(matrix @ coefficients - wanted) * weight
-    return CostModel(draft, part, FEATURES[part], coefficients.tolist(), float(np.median(errors)), sampled)
+    return coefficients.tolist(), float(np.median(errors))
+
+
+def non_negative(matrix: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares with no coefficient below zero: nothing gets faster by more work, and extrapolation must not.
+
+    Terms that would become negative are left out, the most negative first. Terms that nothing tells apart (one batch
+    size, one context) share what they explain: of all best solutions it is the smallest, in units of the columns.
+
+    Example:
+        >>> non_negative(np.array([[1.0, 1.0], [1.0, 2.0]]), np.array([2.0, 1.0])).round(2).tolist()
+        [1.5, 0.0]
+    """
+    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
+    kept = list(range(matrix.shape[1]))
+    out = np.zeros(matrix.shape[1])
+    while kept:
+        solution, *_ = np.linalg.lstsq(matrix[:, kept] / scale[kept], wanted, rcond=1e-6)
+        if solution.min() >= 0:
+            out[kept] = solution / scale[kept]
+            break
+        del kept[int(solution.argmin())]
+    return out

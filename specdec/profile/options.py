@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.errors import OptionError
@@ -46,7 +46,7 @@ class Options:
     dtype: str = "auto"
     device: str = "cpu"
     compile: bool = False
-    chat: bool | str = "auto"
+    chat: bool | Literal["auto"] = "auto"
     price_per_hour: float | None = None
     trees: tuple[int, ...] = (8, 16)
 

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.profile.fit import Costs, Key
+from specdec.profile.fit import Costs, Key, Load
 from specdec.profile.schema import PLAIN, Predicted
 from specdec.profile.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What a text says of one draft: by number of draft tokens, rounds, drafted and accepted tokens."""
+    """What a text says of one draft; `rounds` holds the fields of `Rounds` by number of draft tokens."""
 
     index: int
     context: int
@@ -44,17 +44,17 @@ class _Sum:
         batch = len(prompts)
         context = sum(p.context + p.tokens / 2 for p in prompts) / batch
         prompt_tokens = sum(p.context for p in prompts)
-        rounds, drafted, accepted = (sum(column) for column in zip(*rows, strict=True))
-        depth = drafted / rounds if rounds else 0.0
-        longest = max(r for r, _, _ in rows)
+        rounds, drafted, accepted, drafting = (sum(column) for column in zip(*rows, strict=True))
+        load = Load(batch, context, drafted / rounds, drafting / rounds) if rounds else Load(batch, context)
+        longest = max(row[0] for row in rows)
         plain_rounds = max(p.tokens for p in prompts) - 1
-        self.plain_seconds += plain.call_seconds(0, batch, context, plain_rounds, prompt_tokens)
-        self.seconds += costs.call_seconds(depth, batch, context, longest, prompt_tokens)
+        self.plain_seconds += plain.call_seconds(Load(batch, context), plain_rounds, prompt_tokens)
+        self.seconds += costs.call_seconds(load, longest, prompt_tokens)
         self.call_rounds += longest
-        self.round_seconds += longest * sum(costs.round_seconds(depth, batch, context))
+        self.round_seconds += longest * sum(costs.round_seconds(load))
         self.row_rounds, self.accepted = self.row_rounds + rounds, self.accepted + accepted
-        for prompt, (r, _, _) in zip(prompts, rows, strict=True):
-            self.rounds.add("rounds", prompt.index, r, 1)
+        for prompt, row in zip(prompts, rows, strict=True):
+            self.rounds.add("rounds", prompt.index, row[0], 1)
 
     def predicted(self) -> Predicted:
         return Predicted(

@@ -51,7 +51,7 @@ def replayed_rounds(
     session: Any = drafter.start(state)
     if session.observes != "nothing":
         raise OptionError(f"{type(drafter).__name__} drafts by more than the text: its rounds can only be measured.")
-    rounds = drafted = accepted = 0
+    rounds = drafted = accepted = drafting = 0
     position = 0
 
     def extend(count: int) -> None:
@@ -68,11 +68,12 @@ def replayed_rounds(
                 raise OptionError(f"{type(drafter).__name__} draws its drafts: its rounds can only be measured.")
             depth, kept = _followed(proposal, text[position:])
             rounds, drafted, accepted = rounds + 1, drafted + depth, accepted + kept
+            drafting += depth > 0
             extend(kept + 1)
             position += kept + 1
     finally:
         session.close()
-    return Rounds(float(rounds), float(drafted), float(accepted))
+    return Rounds(float(rounds), float(drafted), float(accepted), float(drafting))
 
 
 def _followed(proposal: Proposal, text: Sequence[int]) -> tuple[int, int]:

@@ -20,11 +20,13 @@ class Rounds:
         rounds: target forwards after the prompt's.
         drafted: tokens.
         accepted: tokens of the text that were drafted.
+        drafting: rounds in which anything was drafted.
     """
 
     rounds: float
     drafted: float
     accepted: float
+    drafting: float
 
 
 def expected_rounds(share: Sequence[float], num_draft_tokens: int, max_new_tokens: int) -> Rounds:
@@ -37,12 +39,12 @@ def expected_rounds(share: Sequence[float], num_draft_tokens: int, max_new_token
 
     Example:
         >>> expected_rounds([1.0] * 11, num_draft_tokens=4, max_new_tokens=11)
-        Rounds(rounds=2.0, drafted=8.0, accepted=8.0)
+        Rounds(rounds=2.0, drafted=8.0, accepted=8.0, drafting=2.0)
     """
     length = len(share)
     begins = [0.0] * (length + num_draft_tokens + 2)  # chance that a round begins at each token
     begins[1] = 1.0
-    rounds = drafted = accepted = 0.0
+    rounds = drafted = accepted = drafting = 0.0
     for start in range(1, length):
         chance = begins[start]
         if chance == 0.0:
@@ -50,6 +52,7 @@ def expected_rounds(share: Sequence[float], num_draft_tokens: int, max_new_token
         room = min(num_draft_tokens, max_new_tokens - start - 1)
         rounds += chance
         drafted += chance * room
+        drafting += chance * (room > 0)
         for token in range(start, min(start + room, length)):
             passed = chance * share[token]
             begins[token + 1] += chance - passed
@@ -57,4 +60,4 @@ def expected_rounds(share: Sequence[float], num_draft_tokens: int, max_new_token
             chance = passed
         else:
             begins[start + room + 1] += chance
-    return Rounds(rounds, drafted, accepted)
+    return Rounds(rounds, drafted, accepted, drafting)

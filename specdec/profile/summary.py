@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from specdec.profile.advice import break_even, recommend, tree_advice, uppers
 from specdec.profile.agreement_summary import agreements_of
 from specdec.profile.examples import examples_of
-from specdec.profile.fit import Costs, Key, fit_costs
+from specdec.profile.fit import Costs, Key, Load, fit_costs
 from specdec.profile.loop_summary import measured_of
 from specdec.profile.options import Options
 from specdec.profile.prediction import predicted_of
@@ -73,7 +73,7 @@ def summarise(
         tokens_file=write_tokens(space.all("agreement"), space.root),
     )
     write_prompts(space.all("agreement"), space.all("loop"), space.root)
-    profile = replace(profile, uppers=uppers(profile))
+    profile = replace(profile, uppers=uppers(profile.settings, profile.costs))
     return replace(profile, recommendations=recommend(profile, options.price_per_hour), break_even=break_even(profile))
 
 
@@ -123,8 +123,8 @@ def _costs(space: Workspace, models: Mapping[Key, Costs]) -> list[Cost]:
         points[tuple(record["point"])].append(record)
     found = []
     for (draft, k, batch, context, sampled), repeats in points.items():
-        depth = median(r["depth"] for r in repeats)
-        fitted = models[draft, sampled].round_seconds(depth, batch, median(r["context"] for r in repeats))
+        depth, share, place = (median(r[name] for r in repeats) for name in ("depth", "share", "context"))
+        fitted = models[draft, sampled].round_seconds(Load(batch, place, depth, share))
         found.append(Cost(draft, k, batch, context, _times(repeats), *fitted, sampled))
     return found
 

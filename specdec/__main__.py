@@ -1,0 +1,5 @@
+"""`python -m specdec`: the command line, also under `accelerate launch -m specdec profile`."""
+
+from specdec.cli import app
+
+app(prog_name="specdec")
