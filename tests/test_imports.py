@@ -10,7 +10,7 @@ import specdec
 ROOT = pathlib.Path(specdec.__file__).parent
 # Lowest first. A package is one room.
 ROOMS = [
-    ["errors", "pieces"],
+    ["errors", "pieces", "version"],
     ["types", "trace"],
     ["stats"],
     ["verify", "processors", "window", "cache", "wrapped"],
@@ -28,12 +28,13 @@ ROOMS = [
     ["decode"],
     ["bundled", "arbitrate", "generate"],
     ["attach"],
+    ["check", "indexes", "packages", "loading"],
+    ["profile"],
     ["__init__"],
-    ["check", "indexes", "packages", "profile"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-MAY_NAME_DRAFTERS = {"generate", "options", "cli", "profile", "__init__", "drafters"}
+MAY_NAME_DRAFTERS = {"generate", "options", "cli", "loading", "profile", "__init__", "drafters"}
 
 
 def room(module: str) -> str:

@@ -162,13 +162,14 @@ def _said_of_impossible(best: Candidate | None, left_out: Sequence[Candidate]) -
     if left_out:
         names = ", ".join(f"{c.setting.draft} with {c.setting.num_draft_tokens}" for c in left_out)
         out.append(
-            f"Left out, because their speed-ups lie above their ceilings and the plain side must have been slowed: {names}."
+            f"Left out, because their speed-ups lie above their ceilings and the plain side must have been slowed: "
+            f"{names}."
         )
     return out
 
 
 def break_even(profile: Profile) -> dict[str, int | None]:
-    """Of each temperature (as "0", "0.7") the smallest profiled batch where nothing pays; None if something always does.
+    """Of each temperature (as "0", "0.7") the smallest profiled batch where nothing pays; None if there is none.
 
     Example:
         >>> break_even(profile)  # doctest: +SKIP
@@ -193,7 +194,7 @@ def tree_advice(agreement: Agreement, num_nodes: int) -> TreeAdvice:
         OptionError: no ranks (the draft was not asked for its distribution), or fewer than one node.
 
     Example:
-        With ranks [0.6, 0.2] four nodes are best spent as [-1, -1, 0, 2]: two first guesses, then the first's own chain.
+        With ranks [0.6, 0.2] four nodes are best spent as [-1, -1, 0, 2]: two first guesses, a chain from the first.
     """
     if not agreement.ranks:
         raise OptionError(f"{agreement.draft} has no ranks: only drafts with a distribution of their own make trees.")

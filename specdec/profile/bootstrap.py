@@ -177,9 +177,10 @@ class Sums:
 def interval(values: Floats, clusters: float) -> Interval:
     """Where 95 % of the replicates lie, a little wider where there are few prompts.
 
-    With n prompts plain percentiles miss a factor sqrt(n / (n - 1)) and treat Student's t as normal: 16 prompts then
-    cover 0.92 instead of 0.95. The percentiles are taken that much further out (expanded percentiles, Hesterberg,
-    arXiv:1411.5279, section 3.3); from some dozens of prompts on they are 2.5 and 97.5.
+    With n prompts plain percentiles miss a factor sqrt(n / (n - 1)) and treat Student's t as normal: with 8 prompts
+    they cover 0.89 where 0.95 is meant. They are taken that much further out (expanded percentiles, Hesterberg,
+    arXiv:1411.5279); from some dozens of prompts on they are 2.5 and 97.5. Below 5 prompts no percentile is far enough
+    out: measured on made data, 4 prompts cover 0.87.
 
     Args:
         values: [R + 1] the sample's value, then the replicates'; NaN leaves a replicate out.

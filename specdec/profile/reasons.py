@@ -16,7 +16,7 @@ class Parts:
     Attributes:
         length: tokens a row.
         draft: drafting.
-        verify: the target's forward over k + 1 tokens.
+        verify: the target's forward over the round's window, in forwards over one token.
         added: what of this forward a plain step's own does not cost.
         other: what the rest of the round takes longer than a plain step's rest.
         ceiling: the speed-up with nothing but verification.
@@ -77,7 +77,7 @@ def parts_of(
         num_draft_tokens=setting.num_draft_tokens,
         length=length,
         draft=draft / step.total,
-        verify=verify / step.total,
+        verify=verify / step.verify if step.verify > 0 else verify / step.total,
         added=(verify - step.verify) / step.total,
         other=(other - step.other - step.draft) / step.total,  # a plain step's draft is nothing, or a clock read
         ceiling=length * step.total / verify,
@@ -121,7 +121,8 @@ def why_it_pays(
         runner_up: the best setting of another draft.
     """
     k = setting.num_draft_tokens
-    head = f"{setting.draft} with {k} draft {_tokens(k)} is {times(speedup)} as fast as plain decoding at {_place(setting)}"
+    name = f"{setting.draft} with {k} draft {_tokens(k)}"
+    head = f"{name} is {times(speedup)} as fast as plain decoding at {_place(setting)}"
     if error is None:
         out = [head + "."]
     else:
@@ -163,11 +164,12 @@ def _costs(parts: Parts, batch: int) -> list[str]:
     k = parts.num_draft_tokens
     rows = "" if batch == 1 else f" of each of {batch} rows"
     window = "what was drafted" if parts.window is None else f"{parts.window} tokens{rows} at once"
+    accepted = f"{parts.length - 1:.2f} {'is' if k == 1 else 'are'} accepted"
     return [
         f"A round yields {parts.length:.2f} tokens{rows} (acceptance length) and takes {parts.total:.2f} plain steps.",
-        f"A drafted token costs {parts.draft / k:.3f} of a plain step; of {k} that may be drafted {parts.length - 1:.2f} "
-        f"{'is' if k == 1 else 'are'} accepted.",
-        f"Verifying {window} costs {1 + parts.added:.2f} of a plain step, and the loop's overhead adds {parts.other:.2f}.",
+        f"A drafted token costs {parts.draft / k:.3f} of a plain step; of {k} that may be drafted {accepted}.",
+        f"Verifying {window} costs {parts.verify:.2f} times what one token costs; the loop's overhead adds "
+        f"{parts.other:.2f} of a step.",
     ]
 
 

@@ -198,7 +198,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting with what is predicted and what was measured of it; plain decoding has num_draft_tokens 0."""
+    """One setting with what is predicted and what was measured of it; plain decoding has num_draft_tokens 0.
+
+    Attributes:
+        predicted: over the prompts that the loop was run on, so that it can be held against `measured`.
+        overall: the same prediction over all prompts.
+    """
 
     draft: str
     temperature: float
@@ -206,6 +211,7 @@ class Setting:
     num_draft_tokens: int
     predicted: Predicted | None = None
     measured: Measured | None = None
+    overall: Predicted | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -225,6 +231,7 @@ class Cost:
 
     Attributes:
         context: tokens of a row in front of the window.
+        sampled: at a temperature above 0.
         fitted_draft, fitted_verify: the cost model's.
     """
 
@@ -235,17 +242,23 @@ class Cost:
     times: Times
     fitted_draft: float
     fitted_verify: float
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds = sum of coefficient x feature, one fit a draft and part; `residual` is the median relative error."""
+    """Seconds = sum of coefficient x feature, one fit a draft and part; `residual` is the median relative error.
+
+    Attributes:
+        part: of a round: "draft", "verify"; of a call: "other", "prefill".
+    """
 
     draft: str
-    part: str  # "draft", "verify" or "other"
+    part: str
     features: list[str]
     coefficients: list[float]
     residual: float
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
