@@ -95,11 +95,8 @@ def _seconds(setting: Setting, costs: Sequence[Cost]) -> tuple[float, float, flo
         return setting.measured.times.draft, setting.measured.times.verify, setting.measured.times.other
     if setting.predicted is None:
         return None
-    rows = [
-        c
-        for c in costs
-        if (c.draft, c.batch, c.num_draft_tokens) == (setting.draft, setting.batch, setting.num_draft_tokens)
-    ]
+    place = (setting.draft, setting.batch, setting.num_draft_tokens, setting.temperature > 0)
+    rows = [c for c in costs if (c.draft, c.batch, c.num_draft_tokens, c.sampled) == place]
     if not rows:
         return None
     draft, verify = fmean(c.fitted_draft for c in rows), fmean(c.fitted_verify for c in rows)
