@@ -31,14 +31,17 @@ from specdec.errors import (
     UnsupportedOptionError,
 )
 from specdec.generate import SpeculativeDecoder, generate
+from specdec.generate import read_profiles_with as _read_profiles_with
 from specdec.loop import Committed
+from specdec.profile.deploy import from_directory as _from_directory
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
 from specdec.streaming import AggregatedStreamer
 from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Law, Proposal
+from specdec.version import __version__ as __version__
 
-__version__ = "0.1.0"
+_read_profiles_with(_from_directory)
 
 __all__ = [
     "Acceptance",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from os import PathLike
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +32,31 @@ from specdec.types import Compile
 from specdec.wrapped import unwrap
 
 NumDraftTokens = int | Literal["auto"]
+
+
+class ProfileReader(Protocol):
+    """Reads what a saved profile recommends, as arguments of `SpeculativeDecoder`."""
+
+    def __call__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        target: PreTrainedModel | None,
+        batch: int,
+        temperature: float | None,
+        device: str | torch.device | None,
+    ) -> dict[str, Any]: ...
+
+
+_readers: list[ProfileReader] = []  # one at most
+
+
+def read_profiles_with(reader: ProfileReader) -> None:
+    """Sets what `SpeculativeDecoder.from_profile` calls.
+
+    Profiles are a room above this one, which does not know them; `specdec/__init__.py` brings the two together.
+    """
+    _readers[:] = [reader]
 
 
 class SpeculativeDecoder:
@@ -86,6 +112,35 @@ class SpeculativeDecoder:
         self.num_draft_tokens: NumDraftTokens = num_draft_tokens
         self.rule: Rule = rule
         self.compile: Compile = compile
+
+    @classmethod
+    def from_profile(
+        cls,
+        directory: str | PathLike[str],
+        *,
+        target: PreTrainedModel | None = None,
+        batch: int = 1,
+        temperature: float | None = None,
+        device: str | torch.device | None = None,
+    ) -> SpeculativeDecoder:
+        """The decoder that a saved profile recommends, its draft loaded; one without a draft where nothing pays.
+
+        Args:
+            directory: that `specdec profile --out` wrote.
+            target: the draft goes where its input goes, and is compared with it.
+            batch, temperature: what it is to be used for, as profiled; the lowest temperature if omitted.
+            device: of the draft, if no target is given; the CPU if omitted.
+
+        Raises:
+            InputError: there is no profile, or it is none.
+            OptionError: batch size or temperature was not profiled; the draft cannot be found or loaded.
+            DraftMismatchError: the draft does not fit the target.
+
+        Example:
+            >>> decoder = SpeculativeDecoder.from_profile("profiles/mine", target=target)  # doctest: +SKIP
+        """
+        (read,) = _readers
+        return cls(**read(directory, target=target, batch=batch, temperature=temperature, device=device))
 
     def generate(
         self,

@@ -10,7 +10,7 @@ import specdec
 ROOT = pathlib.Path(specdec.__file__).parent
 # Lowest first. A package is one room.
 ROOMS = [
-    ["errors", "pieces"],
+    ["errors", "pieces", "version"],
     ["types", "trace"],
     ["stats"],
     ["verify", "processors", "window", "cache", "wrapped"],
@@ -28,9 +28,9 @@ ROOMS = [
     ["decode"],
     ["bundled", "arbitrate", "generate"],
     ["attach"],
-    ["__init__"],
     ["check", "indexes", "packages", "loading"],
     ["profile"],
+    ["__init__"],
     ["cli"],
     ["__main__"],
 ]

@@ -11,7 +11,6 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import specdec
 from specdec.bundled import bundled_pair
 from specdec.errors import InputError, UnsupportedModelError
 from specdec.loading import DTYPES, native_dtype, placed
@@ -34,6 +33,7 @@ from specdec.profile.summary import Facts, summarise
 from specdec.profile.texts import Tick, write_texts
 from specdec.profile.workspace import Workspace
 from specdec.target import ModelRunner, input_device
+from specdec.version import __version__
 
 PHASES = ("texts", "agreement", "costs", "loop")
 Progress = Callable[[str, int, int], None]  # phase, done, of how many
@@ -185,7 +185,7 @@ class Profiling:
             processes=self.team.world,
             dtype=str(target.dtype).removeprefix("torch."),
             compile="yes" if options.compile else "no",
-            specdec=specdec.__version__,
+            specdec=__version__,
             torch=torch.__version__,
             transformers=transformers.__version__,
         )

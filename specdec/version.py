@@ -1,0 +1,3 @@
+"""This package's version, where every room can read it."""
+
+__version__ = "0.1.0"
