@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from specdec.profile import grids
+from specdec.profile import cost_grids, grids
 from specdec.profile.grids import Grid
 from specdec.profile.schema import PLAIN, Profile
 from specdec.profile.verdict import (
@@ -100,8 +100,8 @@ def _print_draft(profile: Profile, draft: str, console: Console) -> None:
         _show(console, grids.positions(profile, draft, pair, is_brief=True))
     for pair in _pairs(sorted({*shown, *grids.temperatures(profile.agreements, draft)})):
         _show(console, grids.domains(profile, draft, pair, is_brief=True))
-    _show(console, grids.costs(profile, draft))
-    _show(console, grids.trees(profile, draft))
+    _show(console, cost_grids.costs(profile, draft))
+    _show(console, cost_grids.trees(profile, draft))
 
 
 def _pairs(shown: Sequence[float]) -> Iterator[Sequence[float]]:
@@ -142,7 +142,7 @@ def _show(console: Console, grid: Grid, most: int = _MOST_ROWS) -> None:
 def _table(console: Console, grid: Grid, rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(grid.columns):
-        justify = "left" if i < grid.words else "right"
+        justify = "left" if i in grid.words else "right"
         table.add_column(Text(_writable(console, column)), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(_writable(console, cell)) for cell in row))

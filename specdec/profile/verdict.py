@@ -23,8 +23,9 @@ _PREDICTS = {
 
 def draft_names(profile: Profile) -> list[str]:
     """Every draft that the profile says something of, in its order; plain decoding is none."""
-    rows = [*profile.agreements, *profile.settings, *profile.costs, *profile.uppers, *profile.trees]
-    named = [*(d.name for d in profile.drafts), *(row.draft for row in rows)]
+    named = [draft.name for draft in profile.drafts]
+    for rows in (profile.agreements, profile.settings, profile.costs, profile.uppers, profile.trees):
+        named += [row.draft for row in rows]
     return [name for name in dict.fromkeys(named) if name != PLAIN]
 
 
@@ -57,11 +58,17 @@ def headline(profile: Profile) -> str:
     paying = [r for r in found if r.draft != PLAIN]
     if not paying:
         return "Do not speculate: no draft pays in any of the cases looked at."
-    best = max(paying, key=lambda r: r.speedup)
-    where = f"{times(best.speedup)} with {what_to_run(best)} ({case(best.temperature, best.batch)})"
+    best = max(paying, key=lambda r: _speedup(profile, r))
+    where = f"{times(_speedup(profile, best))} with {what_to_run(best)} ({case(best.temperature, best.batch)})"
     if len(paying) == len(found):
         return f"Speculate: {where}." if len(found) == 1 else f"Speculate: up to {where}."
     return f"Speculate in {len(paying)} of {len(found)} cases: up to {where}. Not in the others."
+
+
+def _speedup(profile: Profile, found: Recommendation) -> float:
+    """As it was measured, where it was: the sentence and the table say the same."""
+    setting = find(profile, found.draft, found.temperature, found.batch, found.num_draft_tokens)
+    return setting.speedup if found.is_measured and setting is not None else found.speedup
 
 
 def case(temperature: float, batch: int) -> str:
@@ -97,35 +104,35 @@ def break_evens(profile: Profile) -> list[str]:
 
 
 ALARM = (
-    "IMPOSSIBLE SPEED-UP. No loop is faster than its ceiling: plain decoding was slowed by something while it was timed. "
+    "IMPOSSIBLE SPEED-UP. No loop is faster than its ceiling: something slowed plain decoding while it was timed. "
     "Do not use these figures; measure again on a quiet machine."
 )
 
 
 def alarms(profile: Profile) -> list[str]:
     """Settings whose speed-up is impossible, below `ALARM`: loud in both reports."""
-    lines = []
-    for s in profile.settings:
-        if s.measured is not None and s.measured.impossible:
-            lines.append(
-                f"{short(s.draft)}, {count(s.num_draft_tokens, 'draft token')}, {case(s.temperature, s.batch)}: "
-                f"measured {within(s.measured.speedup, times)}, ceiling {times(s.measured.ceiling)}"
-            )
-    return lines
+    return [
+        f"{name(s)}: measured {within(s.measured.speedup, times)}, ceiling {times(s.measured.ceiling)}"
+        for s in profile.settings
+        if s.measured is not None and s.measured.impossible
+    ]
+
+
+def name(setting: Setting) -> str:
+    """All four of a setting, in words."""
+    tokens = count(setting.num_draft_tokens, "draft token")
+    return f"{short(setting.draft)}, {tokens}, {case(setting.temperature, setting.batch)}"
 
 
 def doubts(profile: Profile) -> list[str]:
     """Settings whose acceptance is not what the probabilities say."""
-    lines = []
-    for s in profile.settings:
-        check = s.measured.martingale if s.measured is not None else None
-        if check is not None and not check.low <= 0 <= check.high:
-            lines.append(
-                f"{short(s.draft)}, {count(s.num_draft_tokens, 'draft token')}, {case(s.temperature, s.batch)}: first "
-                f"draft tokens were accepted {within(check)} more often than alpha says, and 0 is not within. With many "
-                "settings one in twenty does so by chance."
-            )
-    return lines
+    found = [(s, s.measured.martingale) for s in profile.settings if s.measured is not None]
+    return [
+        f"{name(s)}: accepted first draft tokens minus alpha is {within(check)}, and 0 is not within. Of many settings "
+        "one in twenty is so by chance."
+        for s, check in found
+        if check is not None and not check.low <= 0 <= check.high
+    ]
 
 
 INTERRUPTED = "Interrupted: what is here is right, what is not here was not measured."

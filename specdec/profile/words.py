@@ -11,7 +11,7 @@ from specdec.trace import CONTROLS
 
 # What a name or a token may not do to the text around it: steer a terminal, turn its direction, or be unwritable.
 _STEERING = [0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-_UNSEEN = {
+_UNSEEN: dict[int, int | str] = {
     **CONTROLS,
     0x7F: 0x2421,
     **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD),

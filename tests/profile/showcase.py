@@ -34,9 +34,9 @@ def mean(values):
 def recommendations() -> list[Recommendation]:
     """Two temperatures at two batch sizes; at the last one nothing pays."""
     return [
-        Recommendation(0.0, 1, "model:draft", 4, 1.73, True, ["Its ceiling is <b>2.75x</b>.", "alpha is high in coding."],
+        Recommendation(0.0, 1, "model:draft", 4, 1.73, True, ["Its ceiling is <b>2.9x</b>.", "alpha is high."],
                        Money(2.5, 7.1, 4.1)),
-        Recommendation(0.0, 4, "model:draft", 2, 1.61, True, ["Verification grows with the batch."], Money(2.5, 2.2, 1.4)),
+        Recommendation(0.0, 4, "model:draft", 2, 1.61, True, ["Verification grows."], Money(2.5, 2.2, 1.4)),
         Recommendation(1.0, 1, "ngram", 6, 1.02, False, ["Predicted only."], Money(2.5, 7.1, 6.9)),
         Recommendation(1.0, 4, PLAIN, 0, 1.0, True, ["Every draft is slower here."], Money(2.5, 2.2, 2.2)),
     ]  # fmt: skip
@@ -123,7 +123,7 @@ HARM = [
 def harmful() -> Profile:
     """Names and texts that would run, steer, turn or break what shows them."""
     base = full()
-    names = {old: new for old, new in zip(("model:draft", "ngram"), (HARM[1], HARM[2] + HARM[5]), strict=True)}
+    names = {"model:draft": HARM[1], "ngram": HARM[2] + HARM[5]}
     domains = dict.fromkeys(HARM, 2)
     by_domain = {text: sample.around(0.5) for text in HARM}
     settings = [
