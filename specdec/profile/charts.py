@@ -121,7 +121,7 @@ def _domains(profile: Profile, found: dict[str, dict[str, Interval]], plot: Plot
         series.append(_points(draft_names(profile).index(name), points))
         rows = [[short(d, 24), within(found[name][d])] for d in every if d in found[name]]
         tables.append(Grid(short(name), ["domain", plot.x_label], rows))
-    plot = replace(plot, series=series, ticks=[short(d, 15) or "(none)" for d in ticks])
+    plot = replace(plot, series=series, ticks=[short(d, 20) or "(none)" for d in ticks])
     return Chart(plot, tables)
 
 

@@ -109,7 +109,7 @@ def draw(plot: Plot, key: str) -> Markup:
     height = max(2.0, 0.9 + 0.3 * len(plot.ticks)) if plot.is_lying else 2.9
     with _style():
         figure, axes = _axes(4.6, height)
-        left = 1.5 if plot.is_lying else 0.62
+        left = 1.75 if plot.is_lying else 0.62
         figure.subplots_adjust(left / 4.6, 0.52 / height, 1 - 0.12 / 4.6, 1 - 0.12 / height)
         for series in plot.series:
             _add(axes, series, plot.is_lying)

@@ -12,6 +12,7 @@ from specdec.profile.words import clean, count, degrees, share, short
 from specdec.trace import LOOKS, NEWLINE, Source, style
 
 _MOST_TOKENS = 5_000  # of all examples: a browser must still scroll the page
+_LONGEST = 400  # letters of a token; the longest of real vocabularies have about 128
 _HOW = "Point at a token, or step to it with the tab key, for p (target), q (draft) and alpha."
 
 
@@ -72,5 +73,6 @@ def _token(token: ExampleToken) -> Markup:
         (name, value) for name, value in (("p", token.p), ("q", token.q), ("alpha", token.alpha)) if value is not None
     ]
     said = ", ".join([source.value, *(f"{name} {share(value)}" for name, value in known)])
-    text = Markup(escape(clean(token.text)).replace("\n", NEWLINE)) if token.text else "∅"
+    letters = token.text if len(token.text) <= _LONGEST else f"{token.text[:_LONGEST]}..."
+    text = Markup(escape(clean(letters)).replace("\n", NEWLINE)) if letters else "∅"
     return tag("span", text, tag("span", said, class_="tip", role="tooltip"), class_=f"t {source.value}", tabindex="0")

@@ -31,6 +31,7 @@ from specdec.profile.words import short
 
 # Nothing is loaded and nothing runs, whatever a profile holds: the page says so to the browser.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_LONG = 24  # rows from which on a table is closed at first
 _MOST_CHARTS = 24  # of one kind; what is left out has its table
 
 
@@ -126,8 +127,8 @@ def _facts(profile: Profile) -> Markup:
 
 def _speedups(profile: Profile) -> Markup:
     said = (
-        "How many times faster than plain decoding of the same engine, prefill included. Points with bars are measured, "
-        "and the bar holds 95 % of a bootstrap over prompts; the dashed line was predicted without running the loop. "
+        "How many times faster than plain decoding of the same engine, prefill included. Points are measured, "
+        "and their bar holds 95 % of a bootstrap over prompts; the dashed line was predicted without running the loop. "
         "Below the line at 1 a draft costs more than it gives."
     )
     found = charts.speedups(profile)
@@ -141,8 +142,8 @@ def _speedups(profile: Profile) -> Markup:
 
 def _acceptance(profile: Profile) -> Markup:
     said = (
-        "Alpha is the chance that a drafted token is accepted: 1 minus the distance of the draft's distribution from the "
-        "target's, on the target's own text, without running the loop."
+        "Alpha is the chance that a drafted token is accepted: 1 minus the distance of the draft's distribution from "
+        "the target's, on the target's own text, without running the loop."
     )
     parts = [
         tag("p", said, class_="soft"),
@@ -156,7 +157,7 @@ def _acceptance(profile: Profile) -> Markup:
         ("position", "By position in the draft", "Of the loop, the most draft tokens that were measured.",
          charts.positions(profile)),
         ("domain", "By domain", "Where drafts do well and where they do not; bars as above.", charts.domains(profile)),
-        ("entropy", "By entropy of the target", "How unsure the target is. Where it is, drafts are rejected more often.",
+        ("entropy", "By entropy of the target", "Where the target is unsure, drafts are rejected more often.",
          charts.bands(profile, "entropy")),
         ("context", "By length of the context", "By tokens in front of the token.", charts.bands(profile, "context")),
     ]  # fmt: skip
@@ -235,4 +236,7 @@ def _table(grid: Grid) -> Markup:
     rows = [tag("tr", *(tag("td", cell, class_=classed(i)) for i, cell in enumerate(row))) for row in grid.rows]
     table = tag("table", tag("caption", grid.title), tag("thead", head), tag("tbody", *rows))
     box = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=grid.title)
-    return join(box, tag("p", grid.note, class_="note") if grid.note else None)
+    whole = join(box, tag("p", grid.note, class_="note") if grid.note else None)
+    if len(rows) <= _LONG:
+        return whole
+    return tag("details", tag("summary", f"{grid.title}, {len(rows)} rows"), whole)

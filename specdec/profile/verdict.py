@@ -165,7 +165,7 @@ def miss(setting: Setting) -> tuple[float | None, float | None, float | None, fl
 def facts(profile: Profile) -> list[tuple[str, str]]:
     """What was profiled, where and with what, as names and values."""
     subject, machine = profile.subject, profile.machine
-    domains = ", ".join(f"{short(name)} {n:,}" for name, n in list(subject.domains.items())[:20]) or "none"
+    domains = ", ".join(f"{short(name)} ({n:,})" for name, n in list(subject.domains.items())[:20]) or "none"
     more = len(subject.domains) - 20
     return [
         ("target", f"{short(subject.target, 120)}, {size(subject.parameters)} parameters"),
