@@ -26,11 +26,11 @@ class Source(enum.Enum):
     PLAIN = "plain"
 
 
-# (red, green, blue), border style, words of the legend. Green, orange and blue as Okabe and Ito chose them for
-# colour-blind people (the blue lighter, for dark pages), and the border says the same without any colour. The
-# background is mostly transparent, so that the page's own colours of text and paper stay; PLAIN has none, since a
-# grey one would be the green one to those who see no green.
-_LOOKS = {
+# (red, green, blue), border style, words of the legend; the report of a profile looks the same. Green, orange and blue
+# as Okabe and Ito chose them for colour-blind people (the blue lighter, for dark pages), and the border says the same
+# without any colour. The background is mostly transparent, so that the page's own colours of text and paper stay; PLAIN
+# has none, since a grey one would be the green one to those who see no green.
+LOOKS = {
     Source.ACCEPTED: ("0,158,115", "solid", "drafted, accepted by the target"),
     Source.RECOVERED: ("213,94,0", "dashed", "the target's own after a rejection"),
     Source.BONUS: ("38,139,210", "double", "the target's own after a whole draft"),
@@ -39,9 +39,9 @@ _LOOKS = {
 # MathJax takes dollar signs for formulas, except in elements of these classes and in <pre>.
 _OPEN = '<div class="tex2jax_ignore mathjax_ignore" style="line-height:1.7">'
 _PRE = "white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit;border:0;padding:0;margin:.4em 0"
-_NEWLINE = '<span aria-hidden="true" style="opacity:.45;user-select:none">↵</span>\n'
+NEWLINE = '<span aria-hidden="true" style="opacity:.45;user-select:none">↵</span>\n'
 # A browser drops or changes most control characters; their pictures are seen.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 
 
 @dataclass(slots=True)
@@ -125,10 +125,10 @@ class Trace:
         total = max(sum(counts.values()), 1)
         entries = []
         for source, count in counts.items():
-            words = f"{count} ({100 * count / total:.0f} %), {_LOOKS[source][2]}"
+            words = f"{count} ({100 * count / total:.0f} %), {LOOKS[source][2]}"
             entries.append(
                 f'<span style="display:inline-block;margin-right:1.5em">'
-                f'<span style="{_style(source)}">{source.value}</span> {escape(words)}</span>'
+                f'<span style="{style(source)}">{source.value}</span> {escape(words)}</span>'
             )
         return f"<div>{''.join(entries)}</div>"
 
@@ -150,8 +150,9 @@ class Trace:
                 begin = end
 
 
-def _style(source: Source) -> str:
-    colour, line, _ = _LOOKS[source]
+def style(source: Source) -> str:
+    """CSS of a piece of text: its colour behind, its border below."""
+    colour, line, _ = LOOKS[source]
     opacity = 0 if source is Source.PLAIN else 0.25
     width = 4 if line == "double" else 2  # thinner ones would show one line
     return f"background:rgba({colour},{opacity});border-bottom:{width}px {line} rgb({colour});margin-right:1px"
@@ -160,5 +161,5 @@ def _style(source: Source) -> str:
 def _span(text: str, tokens: list[int], sources: list[Source]) -> str:
     """One piece of text, in the look of its last token."""
     title = " + ".join(f"{s.value}, token {t}" for t, s in zip(tokens, sources, strict=True))
-    shown = escape(text.translate(_CONTROLS)).replace("\n", _NEWLINE)
-    return f'<span title="{title}" style="{_style(sources[-1])}">{shown}</span>'
+    shown = escape(text.translate(CONTROLS)).replace("\n", NEWLINE)
+    return f'<span title="{title}" style="{style(sources[-1])}">{shown}</span>'

@@ -1,54 +1,78 @@
-"""Example texts of the loop: each piece with who wrote it, and what both models thought of it."""
+"""Example texts of a page, in the colours of `specdec.trace`; what is known of a token shows on hover and on focus."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
 
-from transformers import PreTrainedTokenizerBase
+from specdec.profile.markup import Markup, join, tag
+from specdec.profile.schema import Example, ExampleToken
+from specdec.profile.words import clean, count, degrees, share, short
+from specdec.trace import LOOKS, NEWLINE, Source, style
 
-from specdec.pieces import Pieces
-from specdec.profile.engine import LETTERS
-from specdec.profile.schema import PLAIN, Example, ExampleToken
-
-_NAMES = {letter: source.value for source, letter in LETTERS.items()}
-MOST_TOKENS = 400
-
-
-def examples_of(
-    records: Iterable[dict[str, Any]],
-    names: dict[int, str],
-    tokenizer: PreTrainedTokenizerBase,
-    wanted: Collection[tuple[str, float, int]],
-) -> list[Example]:
-    """The first batch of one of each wanted setting.
-
-    Args:
-        records: of the loop.
-        names: of the prompts, by index.
-        wanted: (draft, temperature, num_draft_tokens).
-    """
-    found: dict[tuple[str, float, int], Example] = {}
-    for record in records:
-        setting = record["draft"], record["temperature"], record["num_draft_tokens"]
-        if record["draft"] == PLAIN or record["batch"] != 1 or "rows" not in record:
-            continue
-        if setting in wanted and setting not in found:
-            row = record["rows"][0]
-            name = names.get(row["index"], str(row["index"]))
-            found[setting] = Example(name, row["domain"], *setting, _pieces(row, tokenizer))
-    return list(found.values())
+_MOST_TOKENS = 5_000  # of all examples: a browser must still scroll the page
+_LONGEST = 400  # letters of a token; the longest of real vocabularies have about 128
+_HOW = "Point at a token, or step to it with the tab key, for p (target), q (draft) and alpha."
 
 
-def _pieces(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[ExampleToken]:
-    """A piece a token, or several tokens where only they together are text; figures are the last one's."""
-    pieces, out = Pieces(tokenizer), []
-    tokens = row["tokens"][:MOST_TOKENS]
-    for i, token in enumerate(tokens):
-        text = pieces.add(token)
-        if text is None and i + 1 == len(tokens):
-            text = pieces.flush()
-        if text is not None:
-            figures = {name: row[name][i] for name in ("p", "q", "alpha") if name in row}
-            out.append(ExampleToken(text, _NAMES[row["sources"][i]], **figures))
-    return out
+def styles() -> str:
+    """CSS of the sources, the same as in a notebook's trace."""
+    return "".join(f".{source.value}{{{style(source)}}}" for source in Source)
+
+
+def examples(found: Sequence[Example]) -> Markup:
+    """All of them, the first one open."""
+    if not found:
+        return tag("p", "No examples were kept.")
+    parts = [tag("p", _HOW, class_="soft"), _legend(found)]
+    left = _MOST_TOKENS
+    for i, example in enumerate(found):
+        shown = example.tokens[:left]
+        left -= len(shown)
+        tokens = count(example.num_draft_tokens, "draft token")
+        where = f"{short(example.draft)}, {tokens}, temperature {degrees(example.temperature)}"
+        head = f"{short(example.domain) or 'no domain'}: {where}"
+        cut = len(example.tokens) - len(shown)
+        parts.append(
+            tag(
+                "details",
+                tag("summary", head),
+                tag("p", f"Prompt: {short(example.prompt, 400)}", class_="soft"),
+                tag("pre", *map(_token, shown), dir="auto") if shown else None,
+                tag("p", f"{count(cut, 'more token')} not shown.", class_="note") if cut else None,
+                None if example.tokens else tag("p", "No tokens."),
+                open="" if i == 0 else None,
+            )
+        )
+    return join(*parts)
+
+
+def _legend(found: Sequence[Example]) -> Markup:
+    counts = Counter(_source(token) for example in found for token in example.tokens)
+    total = max(counts.total(), 1)
+    entries = [
+        tag(
+            "li",
+            tag("span", source.value, class_=source.value),
+            f" {counts[source]:,} ({100 * counts[source] / total:.0f} %), {LOOKS[source][2]}",
+        )
+        for source in Source
+    ]
+    return tag("ul", *entries, class_="legend")
+
+
+def _source(token: ExampleToken) -> Source:
+    """A profile that was edited may name another: it is shown without a colour."""
+    return Source(token.source) if token.source in {s.value for s in Source} else Source.PLAIN
+
+
+def _token(token: ExampleToken) -> Markup:
+    source = _source(token)
+    known = [
+        (name, value) for name, value in (("p", token.p), ("q", token.q), ("alpha", token.alpha)) if value is not None
+    ]
+    said = ", ".join([source.value, *(f"{name} {share(value)}" for name, value in known)])
+    letters = token.text if len(token.text) <= _LONGEST else f"{token.text[:_LONGEST]}..."
+    text = Markup(escape(clean(letters)).replace("\n", NEWLINE)) if letters else "∅"
+    return tag("span", text, tag("span", said, class_="tip", role="tooltip"), class_=f"t {source.value}", tabindex="0")

@@ -46,7 +46,7 @@ _PROMPTS = (
 
 
 def profile(
-    target: Annotated[str | None, typer.Option(help="Target: directory or hub id; the bundled pair if omitted.")] = None,
+    target: Annotated[str | None, typer.Option(help="Directory or hub id; the bundled pair if omitted.")] = None,
     draft: Annotated[list[str] | None, typer.Option(help="Draft model; may be given several times.")] = None,
     strategy: Annotated[str, typer.Option(help=_STRATEGY)] = "",
     prompts: Annotated[pathlib.Path | None, typer.Option(help=_PROMPTS)] = None,
@@ -60,12 +60,12 @@ def profile(
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Put prompts into the chat template; messages "
                                               "only if omitted.")] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Run compiled graphs.")] = False,
-    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: adds the cost of a million tokens.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Adds the cost of a million tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto spreads a large target over devices.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if omitted.")] = None,
-    out: Annotated[pathlib.Path, typer.Option(help="A directory for all that is measured.")] = pathlib.Path("specdec-profile"),
+    out: Annotated[pathlib.Path, typer.Option(help="Directory for all of it.")] = pathlib.Path("specdec-profile"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run ended.")] = False,
 ) -> None:  # fmt: skip
     """Measures whether a draft pays, how much, with which settings, and what a token then costs."""

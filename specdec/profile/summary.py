@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.profile.advice import break_even, recommend, tree_advice, uppers
 from specdec.profile.agreement_summary import agreements_of
-from specdec.profile.examples import examples_of
+from specdec.profile.example_texts import examples_of
 from specdec.profile.fit import Costs, Key, Load, fit_costs
 from specdec.profile.loop_summary import measured_of
 from specdec.profile.options import Options
