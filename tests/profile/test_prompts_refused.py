@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pathlib
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -170,3 +171,20 @@ def test_what_is_no_file_is_refused(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(InputError, match="pipe"):
         open_prompts(tmp_path / "pipe.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "txt", "paragraphs"])
+def test_nothing_is_held_of_a_record_that_is_too_large(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(prompt_containers, "LARGEST", 10_000)
+    large = "word\n" * 400_000 if kind == "paragraphs" else "word " * 400_000
+    content = {"jsonl": f'"a"\n"{large}"\n', "json": f'["a", "{large}"]', "txt": f"a\n{large}"}
+    path = tmp_path / f"p.{'txt' if kind == 'paragraphs' else kind}"
+    path.write_text(content.get(kind, f"a\n\n{large}"))
+    tracemalloc.start()
+    prompts = open_prompts(path, form="paragraphs" if kind == "paragraphs" else "auto")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [p.text for p in prompts] == ["a"] and sum(prompts.skipped.values()) == 1
+    assert peak < 1_500_000 < len(large)
