@@ -87,7 +87,7 @@ def test_a_record_as_large_as_a_file_is_not_held(
         "jsonl": "\n".join(records),
         "json": "[" + ",".join(records) + "]",
         "txt": "\r\n".join(texts),
-        "paragraphs": "\n\n".join(t if len(t) < 1000 else "y\n" * 501 for t in texts),
+        "paragraphs": "\n\n".join(t if len(t) != above else "y\n" * 501 for t in texts),
     }[kind]
     path.write_bytes(content.encode())
     prompts = open_prompts(path, form="paragraphs" if kind == "paragraphs" else "auto")
