@@ -108,7 +108,7 @@ def recognise(path: pathlib.Path, form: str) -> Container:
         raise unknown(path, "it is empty")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise unknown(path, "it is in UTF-16: save it as UTF-8")
-    if b"\0" in head:
+    if b"\0" in head and head.lstrip()[:1] not in (b"{", b"[", b'"'):  # in JSON it spoils one record
         raise unknown(path, "it is binary")
     asked: list[Container] = [name for name in CONTAINERS if name == form]
     found = asked[0] if asked else _by_content(head.lstrip(), _ending(path))
@@ -123,17 +123,18 @@ def _ending(path: pathlib.Path) -> str:
 
 
 def _by_content(head: bytes, ending: str) -> Container | None:
-    first, newline, _ = head.partition(b"\n")
+    first, newline, rest = head.partition(b"\n")
     try:
         value = json.loads(first.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
+    is_lines = isinstance(value, list) and bool(rest.strip())  # each line a list of its own
     if ending in _JSON_ENDINGS:
         # An object over several lines is one record; JSON Lines are often named .json too.
         spread = ending == ".json" and head.startswith(b"{") and bool(newline) and value is None
-        return "json" if head.startswith(b"[") or spread else "jsonl"
+        return "json" if (head.startswith(b"[") and not is_lines) or spread else "jsonl"
     if re.match(rb'\[\s*\{\s*["}]', head):
-        return "json"
+        return "jsonl" if is_lines else "json"
     if isinstance(value, dict) or (not newline and re.match(rb'\{\s*"', head)):
         return "jsonl"  # or its source text would be taken for prompts
     return "lines" if ending in _TEXT_ENDINGS else None
