@@ -92,7 +92,7 @@ def parse_counts(text: str, name: str) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:-\s*([0-9]{1,6})\s*)?", part)
         if match is None:
             raise OptionError(f"{name}={text!r}: numbers and ranges, as in 1-8 or 1,2,4.")
         first, last = int(match[1]), int(match[2] or match[1])

@@ -48,9 +48,9 @@ def read_records(*paths: pathlib.Path) -> Iterator[dict[str, Any]]:
     for path in paths:
         if not path.is_file():
             continue
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n"):
                     break
                 try:
                     record = json.loads(line)
