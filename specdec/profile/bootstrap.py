@@ -152,9 +152,9 @@ class Sums:
 
             >>> sums = Sums()
             >>> for prompt in range(9):
-            ...     sums.add(prompt, [prompt, 1 + prompt, 10])
-            >>> sums.statistic(lambda t: t[:, 1] / t[:, 2] - t[:, 0] / t[:, 2], size=2)
-            Interval(value=0.09999999999999998, low=0.09999999999999998, high=0.10000000000000009)
+            ...     sums.add(prompt, [prompt, prompt + 4, 8])
+            >>> sums.statistic(lambda t: (t[:, 1] - t[:, 0]) / t[:, 2], size=2)
+            Interval(value=0.5, low=0.5, high=0.5)
         """
         if self.table is None:
             return Interval(0.0, 0.0, 0.0)

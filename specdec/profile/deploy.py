@@ -106,12 +106,12 @@ def _drafter(choice: Choice, profile: Profile, device: str) -> Drafter:
     if kind not in ("model", "tree", "cross-tokenizer"):
         raise OptionError(f"the profile recommends a draft of kind {kind!r}, which this specdec does not know.")
     model = _model(choice, profile, device)
-    if kind == "model":
-        return ModelDrafter(model)
-    if kind == "tree":
-        return TreeDrafter(model)
-    theirs = _tokenizer(choice.path, f"the tokenizer of the draft {choice.draft.name}")
-    return CrossTokenizerDrafter(model, target_tokenizer=_target_tokenizer(profile), draft_tokenizer=theirs)
+    if kind == "cross-tokenizer":
+        other = _tokenizer(choice.path, f"the tokenizer of the draft {choice.draft.name}")
+        return CrossTokenizerDrafter(model, target_tokenizer=_target_tokenizer(profile), draft_tokenizer=other)
+    own, theirs = _compared(choice, profile)
+    make = ModelDrafter if kind == "model" else TreeDrafter
+    return make(model, tokenizer=own, draft_tokenizer=theirs)
 
 
 def _model(choice: Choice, profile: Profile, device: str) -> PreTrainedModel:
@@ -132,16 +132,33 @@ def _model(choice: Choice, profile: Profile, device: str) -> PreTrainedModel:
     return placed(model, device)
 
 
-def _target_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
+def _compared(
+    choice: Choice, profile: Profile
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    """Both tokenizers, where both are on this machine: then the drafter compares them, as it did when it was profiled.
+
+    A profile that was carried to another machine may name a tokenizer that is not there; the models suffice.
+    """
+    assert choice.draft is not None
+    try:
+        own = _target_tokenizer(profile, is_local=True)
+        if choice.draft.path == BUNDLED:
+            return own, own
+        return own, _tokenizer(choice.path, "the draft's tokenizer", is_local=True)
+    except OptionError:
+        return None, None
+
+
+def _target_tokenizer(profile: Profile, is_local: bool = False) -> PreTrainedTokenizerBase:
     name = profile.subject.tokenizer
     place = str(bundled_dir() / "pair" / "target") if name == BUNDLED else name
-    return _tokenizer(place, "the target's tokenizer")
+    return _tokenizer(place, "the target's tokenizer", is_local)
 
 
-def _tokenizer(place: str, what: str) -> PreTrainedTokenizerBase:
+def _tokenizer(place: str, what: str, is_local: bool = False) -> PreTrainedTokenizerBase:
     _check_place(place, what)
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, local_files_only=is_local)
     except (OSError, ValueError) as error:
         raise OptionError(f"{what} cannot be loaded from {place}: {error}. Put it there.") from None
 
