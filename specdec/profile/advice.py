@@ -264,13 +264,16 @@ def uppers(settings: Sequence[Setting], costs: Sequence[Cost] = ()) -> list[Uppe
     return list(best.values())
 
 
-def flag(speedup: Interval, acceptance_length: float, t1: float, t_verify: float) -> tuple[float, bool]:
+def flag(
+    speedup: Interval, acceptance_length: float, t1: float, t_verify: float, tolerance: float = 0.0
+) -> tuple[float, bool]:
     """A setting's ceiling, and whether the measured speed-up lies wholly above it.
 
     Args:
         acceptance_length: tokens a round.
         t1: seconds of a plain step.
         t_verify: seconds of the round's verification alone.
+        tolerance: how much of the ceiling the clock's own spread may explain.
 
     Returns:
         (acceptance_length * t1 / t_verify, impossible).
@@ -285,4 +288,4 @@ def flag(speedup: Interval, acceptance_length: float, t1: float, t_verify: float
     if t1 <= 0 or t_verify <= 0:
         raise OptionError(f"times are positive, got {t1!r} and {t_verify!r} seconds.")
     ceiling = acceptance_length * t1 / t_verify
-    return ceiling, speedup.low > ceiling
+    return ceiling, speedup.low > ceiling * (1 + tolerance)
