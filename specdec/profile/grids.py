@@ -92,7 +92,7 @@ def speedups(profile: Profile, draft: str, temperature: float, batch: int) -> Gr
                 times(m.ceiling) if m else NONE,
             ]
         )
-    marks = ", ! impossible" if any(s.measured and s.measured.impossible for s in found) else ""
+    marks = ", ! impossible: above the ceiling" if any(s.measured and s.measured.impossible for s in found) else ""
     return Grid(
         f"Speed-up, {case(temperature, batch)}",
         ["k", "predicted", "measured", "off by", "tokens", "round", "rest", "ceiling"],
