@@ -155,7 +155,14 @@ def test_what_is_missing_is_said(pages: dict[str, str]) -> None:
 
 def test_the_verdict_and_its_warnings_stand_on_top(pages: dict[str, str]) -> None:
     words = " ".join(Page(pages["full"]).words)
-    order = ["Speculate in 3 of 4 cases: up to 1.69x", "Interrupted", "IMPOSSIBLE SPEED-UP", "What to run", "Notes", "tokenizer"]
+    order = [
+        "Speculate in 3 of 4 cases: up to 1.69x",
+        "Interrupted",
+        "IMPOSSIBLE SPEED-UP",
+        "What to run",
+        "Notes",
+        "tokenizer",
+    ]
     places = [words.index(w) for w in order]
     assert places == sorted(places)
     assert 'class="alarm" role="alert"' in pages["full"]
@@ -262,7 +269,8 @@ def test_the_users_matplotlib_is_left_alone_and_does_not_matter(pages: dict[str,
 
 
 def test_a_page_is_written_whole(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.html"
+    path = tmp_path / "not" / "yet" / "report.html"
+    write_html(showcase.empty(), path)
     path.write_text("old")
     write_html(showcase.empty(), path)
     assert path.read_text(encoding="utf-8") == page(showcase.empty())
@@ -277,3 +285,14 @@ def test_more_drafts_than_colours() -> None:
     settings = [replace(sample.setting("ngram", 0.0, 1, k), draft=n) for n in names for k in (1, 2)]
     read = Page(page(replace(showcase.empty(), settings=settings)))
     assert all(n in read.words for n in names)
+
+
+def test_drafts_that_are_measured_only_or_predicted_only() -> None:
+    both = [sample.setting("ngram", 0.0, 1, k) for k in (1, 3)]
+    measured = [replace(s, draft="measured", predicted=None) for s in both]
+    predicted = [replace(s, draft="predicted", measured=None) for s in both]
+    read = Page(page(replace(showcase.empty(), settings=[*measured, *predicted])))
+    rows = [" ".join(read.cells[i : i + 3]) for i in range(len(read.cells))]
+    assert any(row.startswith("1* - 1.18x") for row in rows)
+    assert any(row.startswith("1* 1.22x -") for row in rows)
+    assert read.tags["svg"] > 1
