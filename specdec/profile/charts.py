@@ -57,10 +57,11 @@ def _speedup(profile: Profile, names: Sequence[str], temperature: float, batch: 
             _unjoined(_points(look, [(k, m.speedup) for k, m in measured])),
         ]
         tables.append(_titled(name, grids.speedups(profile, name, temperature, batch)))
-    tables = [replace(grid, note="") for grid in tables[:-1]] + tables[-1:]  # the note is the same for all
     where = case(temperature, batch)
     text = "Speed-up over plain decoding against the number of draft tokens: measured points, predicted dashed lines."
-    return Chart(Plot(f"Speed-up, {where}", text, "draft tokens", "speed-up", series, line=1.0), tables)
+    return Chart(
+        Plot(f"Speed-up, {where}", text, "draft tokens", "speed-up", series, line=1.0), grids.noted_once(tables)
+    )
 
 
 def _unjoined(series: Series) -> Series:

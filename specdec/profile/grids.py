@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdec.profile.schema import PLAIN, Agreement, Band, Interval, Profile, Setting
 from specdec.profile.verdict import case, gain, miss
@@ -27,6 +27,12 @@ class Grid:
     rows: list[list[str]]
     note: str = ""
     words: tuple[int, ...] = (0,)
+
+
+def noted_once(grids: Sequence[Grid]) -> list[Grid]:
+    """Tables that are shown one after the other: a note that the next one has too stands there only."""
+    following = [*(grid.note for grid in grids[1:]), None]
+    return [replace(g, note="") if g.note == note else g for g, note in zip(grids, following, strict=False)]
 
 
 def temperatures(rows: Iterable[Agreement | Setting], draft: str) -> list[float]:
