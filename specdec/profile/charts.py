@@ -59,7 +59,9 @@ def _speedup(profile: Profile, names: Sequence[str], temperature: float, batch: 
         tables.append(_titled(name, grids.speedups(profile, name, temperature, batch)))
     where = case(temperature, batch)
     text = "Speed-up over plain decoding against the number of draft tokens: measured points, predicted dashed lines."
-    return Chart(Plot(f"Speed-up, {where}", text, "draft tokens", "speed-up", series, line=1.0), tables)
+    return Chart(
+        Plot(f"Speed-up, {where}", text, "draft tokens", "speed-up", series, line=1.0), grids.noted_once(tables)
+    )
 
 
 def _unjoined(series: Series) -> Series:
@@ -68,7 +70,7 @@ def _unjoined(series: Series) -> Series:
 
 
 def _titled(name: str, grid: Grid) -> Grid:
-    return Grid(f"{short(name)}: {grid.title}", grid.columns, grid.rows, grid.note, grid.words)
+    return replace(grid, title=f"{short(name)}: {grid.title}")
 
 
 def positions(profile: Profile) -> list[Chart]:

@@ -7,6 +7,7 @@ it draws `@0@`, and the words take that place afterwards. Its sheet of styles is
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -118,7 +119,12 @@ def draw(plot: Plot, key: str) -> Markup:
 
 
 def swatch(look: int, key: str) -> Markup:
-    """The line and marker of a draft, for a legend."""
+    """The line and marker of a draft, for a legend; key: as for `draw`."""
+    return Markup(_swatch(look % NUM_COLOURS).replace("KEY-", f"{key}-"))
+
+
+@functools.cache
+def _swatch(look: int) -> str:
     with _style():
         figure, axes = _axes(0.5, 0.2)
         axes.set_axis_off()
@@ -126,7 +132,7 @@ def swatch(look: int, key: str) -> Markup:
         axes.set_xlim(0, 2)
         axes.set_ylim(-1, 1)
         _add(axes, Series(look, "measured", [0, 1, 2], [0, 0, 0]), False, markevery=[1])
-        return _inline(figure, key, None, "", ())
+        return _inline(figure, "KEY", None, "", ())
 
 
 def _style() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdec.profile.schema import PLAIN, Agreement, Band, Interval, Profile, Setting
 from specdec.profile.verdict import case, gain, miss
@@ -27,6 +27,12 @@ class Grid:
     rows: list[list[str]]
     note: str = ""
     words: tuple[int, ...] = (0,)
+
+
+def noted_once(grids: Sequence[Grid]) -> list[Grid]:
+    """Tables that are shown one after the other: a note that the next one has too stands there only."""
+    following = [*(grid.note for grid in grids[1:]), None]
+    return [replace(g, note="") if g.note == note else g for g, note in zip(grids, following, strict=False)]
 
 
 def temperatures(rows: Iterable[Agreement | Setting], draft: str) -> list[float]:
@@ -87,20 +93,30 @@ def speedups(profile: Profile, draft: str, temperature: float, batch: int) -> Gr
             [
                 f"{s.num_draft_tokens}{'*' if s.speedup == best else ''}",
                 times(p.speedup) if p else NONE,
-                (within(m.speedup, times) + ("!" if m.impossible else "")) if m else NONE,
+                _measured(s),
                 *map(percent, (whole, tokens, seconds, rest)),
                 times(m.ceiling) if m else NONE,
             ]
         )
-    marks = ", ! impossible" if any(s.measured and s.measured.impossible for s in found) else ""
     return Grid(
         f"Speed-up, {case(temperature, batch)}",
         ["k", "predicted", "measured", "off by", "tokens", "round", "rest", "ceiling"],
         rows,
-        f"k: draft tokens, * best{marks}. Off by: measured against predicted, and what of it comes from tokens a "
-        "round, from seconds a round, and from the rest. Ceiling: what no loop of this k can exceed.",
+        f"k: draft tokens, * best. Off by: measured against predicted, and what of it comes from tokens a round, "
+        f"from seconds a round, and from the rest. Ceiling: what no loop of this k can exceed.{_marks(found)}",
         (),
     )
+
+
+def _measured(setting: Setting) -> str:
+    """A measured speed-up, marked where it is impossible."""
+    m = setting.measured
+    return NONE if m is None else within(m.speedup, times) + ("!" if m.impossible else "")
+
+
+def _marks(found: Iterable[Setting]) -> str:
+    """What the mark means, where there is one."""
+    return " !: impossible, above the ceiling." if any(s.measured and s.measured.impossible for s in found) else ""
 
 
 def of(profile: Profile, draft: str, temperature: float, batch: int) -> list[Setting]:
@@ -117,10 +133,11 @@ def batches(profile: Profile, draft: str, temperature: float) -> list[int]:
 def best(profile: Profile, draft: str) -> Grid:
     """The best number of draft tokens of every temperature and batch size, and what a free draft would reach."""
     bounds = {(u.temperature, u.batch): u for u in profile.uppers if u.draft == draft}
-    rows = []
+    rows, shown = [], []
     for t in temperatures(profile.settings, draft):
         for b in batches(profile, draft, t):
             s = max(of(profile, draft, t, b), key=lambda s: s.speedup)
+            shown.append(s)
             bound = bounds.get((t, b))
             rows.append(
                 [
@@ -128,7 +145,7 @@ def best(profile: Profile, draft: str) -> Grid:
                     str(b),
                     str(s.num_draft_tokens),
                     times(s.predicted.speedup) if s.predicted else NONE,
-                    within(s.measured.speedup, times) if s.measured else NONE,
+                    _measured(s),
                     times(s.measured.ceiling) if s.measured else NONE,
                     f"{times(bound.speedup)} (k={bound.num_draft_tokens})" if bound else NONE,
                 ]
@@ -137,7 +154,7 @@ def best(profile: Profile, draft: str) -> Grid:
         "Best number of draft tokens",
         ["temp.", "batch", "k", "predicted", "measured", "ceiling", "free draft"],
         rows,
-        "Free draft: what a draft with this acceptance would reach if it took no time.",
+        f"Free draft: what a draft with this acceptance would reach if it took no time.{_marks(shown)}",
         (),
     )
 

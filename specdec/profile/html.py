@@ -42,12 +42,13 @@ def write_html(profile: Profile, path: str | os.PathLike[str]) -> None:
 
     Args:
         profile: as `specdec.profile.files.load` gives it. Its texts are escaped.
-        path: of the page; what is there is replaced, whole or not at all.
+        path: of the page; what is there is replaced, whole or not at all. Its directory is made where it is missing.
 
     Example:
         >>> write_html(load("profiles/mine"), "profiles/mine/report.html")  # doctest: +SKIP
     """
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(page(profile), encoding="utf-8")
     part.replace(path)

@@ -91,10 +91,10 @@ def _print_draft(profile: Profile, draft: str, console: Console) -> None:
     for pair in _pairs(shown):
         _show(console, grids.agreement(profile, draft, pair))
     shown = grids.temperatures(profile.settings, draft)
-    for t in shown:
-        batch = grids.batches(profile, draft, t)[0]
-        grid = _fastest(grids.speedups(profile, draft, t, batch), profile, (draft, t, batch))
-        _show(console, grid if t == shown[-1] else replace(grid, note=""))  # the note is the same for all
+    cases = [(draft, t, grids.batches(profile, draft, t)[0]) for t in shown]
+    tables = [_fastest(grids.speedups(profile, *where), profile, where) for where in cases]
+    for grid in grids.noted_once(tables):
+        _show(console, grid)
     _show(console, grids.best(profile, draft))
     for pair in _pairs(shown):
         _show(console, grids.positions(profile, draft, pair, is_brief=True))

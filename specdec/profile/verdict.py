@@ -59,7 +59,9 @@ def headline(profile: Profile) -> str:
     if not paying:
         return "Do not speculate: no draft pays in any of the cases looked at."
     best = max(paying, key=lambda r: _speedup(profile, r))
-    where = f"{times(_speedup(profile, best))} with {what_to_run(best)} ({case(best.temperature, best.batch)})"
+    doubtful = " (IMPOSSIBLE, see below)" if "IMPOSSIBLE" in gain(profile, best) else ""
+    figure = f"{times(_speedup(profile, best))}{doubtful}"
+    where = f"{figure} with {what_to_run(best)} ({case(best.temperature, best.batch)})"
     if len(paying) == len(found):
         return f"Speculate: {where}." if len(found) == 1 else f"Speculate: up to {where}."
     return f"Speculate in {len(paying)} of {len(found)} cases: up to {where}. Not in the others."
