@@ -23,7 +23,7 @@ def save(profile: Profile, directory: str | os.PathLike[str]) -> pathlib.Path:
     """Writes `profile.json`, whole or not at all; returns its path."""
     path = pathlib.Path(directory) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(profile), indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(dataclasses.asdict(profile), indent=1, allow_nan=False)
     part = path.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)

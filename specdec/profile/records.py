@@ -27,7 +27,7 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> None:
         """Appends a record; on disk before this returns, as far as the process is concerned."""
-        self._file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def __enter__(self) -> Records:

@@ -30,7 +30,7 @@ def write_tokens(records: Iterable[dict[str, Any]], directory: pathlib.Path) -> 
     if importlib.util.find_spec("pyarrow") is not None:
         _write_parquet(first, rows, directory / "tokens.parquet")
         return "tokens.parquet"
-    with (directory / "tokens.csv").open("w", encoding="utf-8", newline="") as file:
+    with (directory / "tokens.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerow(first)
@@ -67,7 +67,7 @@ def write_prompts(agreement: Iterable[dict[str, Any]], loop: Iterable[dict[str, 
     """`prompts.jsonl`: a line a prompt (or batch) and setting, which `specdec compare` pairs with another profile's."""
     with (directory / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for record in chain(_agreement_lines(agreement), _loop_lines(loop)):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 def _agreement_lines(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

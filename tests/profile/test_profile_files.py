@@ -24,6 +24,14 @@ def test_what_is_saved_is_read_back(tmp_path: pathlib.Path) -> None:
     assert load(tmp_path / "deep" / "down" / "profile.json") == written
 
 
+def test_text_that_is_no_text_is_kept(tmp_path: pathlib.Path) -> None:
+    """A file name may hold bytes that are no UTF-8, which Python gives as lone surrogates."""
+    sample = profile()
+    odd = dataclasses.replace(sample, subject=dataclasses.replace(sample.subject, prompts="\udcff\x00\u202e"))
+    save(odd, tmp_path)
+    assert load(tmp_path) == odd
+
+
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     return [path, *(p for key, v in inner for p in _paths(v, (*path, key)))]
