@@ -176,12 +176,16 @@ def batch_sizes(profile: Profile) -> list[int]:
 
 
 def costs(profile: Profile) -> list[Chart]:
-    """Milliseconds of a verification against the tokens that it verifies, a picture a draft and context length."""
+    """Milliseconds of a verification against the tokens that it verifies.
+
+    A picture a draft, context length and kind of call.
+    """
     sizes, charts = batch_sizes(profile), []
     for name in draft_names(profile):
-        for context in sorted({c.context for c in profile.costs if c.draft == name}):
-            found = [c for c in profile.costs if c.draft == name and c.context == context]
-            title = f"Verification, {short(name)}, {count(context, 'token')} in front"
+        for context, sampled in sorted({(c.context, c.sampled) for c in profile.costs if c.draft == name}):
+            found = [c for c in profile.costs if (c.draft, c.context, c.sampled) == (name, context, sampled)]
+            kind = f", {cost_grids.call(found[0])}" if cost_grids.has_both(profile) else ""
+            title = f"Verification, {short(name)}{kind}, {count(context, 'token')} in front"
             text = "Milliseconds of a target forward against the tokens in it: measured points, the cost model dashed."
             series = [s for look, b in enumerate(sizes) for s in _verify(look, [c for c in found if c.batch == b])]
             plot = Plot(title, text, "tokens in the forward, all rows", "milliseconds", series)

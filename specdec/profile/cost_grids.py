@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdec.profile.grids import NONE, Grid
-from specdec.profile.schema import Cost, Profile
+from specdec.profile.schema import Cost, CostModel, Profile
 from specdec.profile.words import degrees, length, milliseconds, part, percent, share, short, size, times, within
 
 
@@ -29,13 +29,26 @@ def window(cost: Cost) -> int:
     return cost.batch * (cost.num_draft_tokens + 1)
 
 
+def call(cost: Cost | CostModel) -> str:
+    """The kind of calls that were timed."""
+    return "sampled" if cost.sampled else "greedy"
+
+
+def has_both(profile: Profile) -> bool:
+    """Were greedy and sampled calls timed?"""
+    return len({c.sampled for c in profile.costs}) > 1
+
+
 def costs(profile: Profile, draft: str) -> Grid:
     """Where a round's time goes, measured and by the cost model."""
     found = sorted(
-        (c for c in profile.costs if c.draft == draft), key=lambda c: (c.context, c.batch, c.num_draft_tokens)
+        (c for c in profile.costs if c.draft == draft),
+        key=lambda c: (c.sampled, c.context, c.batch, c.num_draft_tokens),
     )
+    both = has_both(profile)
     rows = [
         [
+            *([call(c)] if both else []),
             str(c.num_draft_tokens),
             str(c.batch),
             f"{c.context:,}",
@@ -49,10 +62,23 @@ def costs(profile: Profile, draft: str) -> Grid:
         ]
         for c in found
     ]
-    fits = [f"{short(m.part)} {part(m.residual)}" for m in profile.cost_models if m.draft == draft]
+    models = [m for m in profile.cost_models if m.draft == draft]
+    fits = [f"{call(m) + ' ' if both else ''}{short(m.part)} {part(m.residual)}" for m in models]
     note = f"The model's median error: {', '.join(fits)}." if fits else ""
-    columns = ["k", "batch", "context", "draft", "model", "verify", "model", "other", "sum", "spread"]
-    return Grid("Milliseconds a round", columns, rows, note, ())
+    columns = [
+        *(["call"] if both else []),
+        "k",
+        "batch",
+        "context",
+        "draft",
+        "model",
+        "verify",
+        "model",
+        "other",
+        "sum",
+        "spread",
+    ]
+    return Grid("Milliseconds a round", columns, rows, note, (0,) if both else ())
 
 
 def cost_models(profile: Profile) -> Grid:
@@ -60,13 +86,14 @@ def cost_models(profile: Profile) -> Grid:
     rows = [
         [
             short(m.draft),
+            call(m),
             short(m.part),
             " + ".join(f"{c:.3g} x {short(f)}" for c, f in zip(m.coefficients, m.features, strict=False)) or NONE,
             part(m.residual),
         ]
         for m in profile.cost_models
     ]
-    return Grid("Cost models", ["draft", "part", "seconds", "median error"], rows, words=(0, 1, 2))
+    return Grid("Cost models", ["draft", "call", "part", "seconds", "median error"], rows, words=(0, 1, 2, 3))
 
 
 def trees(profile: Profile, draft: str) -> Grid:

@@ -62,10 +62,10 @@ def verdict(profile: Profile) -> Grid:
     return Grid("What to run", columns, rows, note, (2,))
 
 
-def agreement(profile: Profile, draft: str, shown: Sequence[float]) -> Grid:
-    """Target and draft on the target's own text, a column a temperature."""
+def agreement(profile: Profile, draft: str, shown: Sequence[float], *, is_brief: bool = False) -> Grid:
+    """Target and draft on the target's own text, a column a temperature; of the ranks the first one only, if brief."""
     found = [a for t in shown for a in profile.agreements if a.draft == draft and a.temperature == t]
-    depth = max((len(a.ranks) for a in found), default=0)
+    depth = min(max((len(a.ranks) for a in found), default=0), 1 if is_brief else 1000)
     rows = [
         ["alpha: chance of acceptance", *(within(a.alpha) for a in found)],
         ["likeliest tokens agree", *(within(a.greedy) for a in found)],

@@ -66,6 +66,7 @@ def profile(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto spreads a large target over devices.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if omitted.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="Directory for all of it.")] = pathlib.Path("specdec-profile"),
+    full: Annotated[bool, typer.Option("--full", help="Print costs, trees, domains and ranks, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run ended.")] = False,
 ) -> None:  # fmt: skip
     """Measures whether a draft pays, how much, with which settings, and what a token then costs."""
@@ -104,7 +105,7 @@ def profile(
         page = out / "report.html"
         write_html(found, page)
         console = Console(highlight=False)
-        print_report(found, console)
+        print_report(found, console, is_full=full)
         console.print(f"\nThe whole report, with pictures: {page}", markup=False, soft_wrap=True)
     if profiling.interrupted:
         raise typer.Exit(130)

@@ -35,7 +35,7 @@ _MOST_LINES = 12  # of notes and the like
 _LOUD = "bold white on red"
 
 
-def print_report(profile: Profile, console: Console) -> None:
+def print_report(profile: Profile, console: Console, *, is_full: bool = False) -> None:
     """Prints what a profile says, the verdict first.
 
     Readable without colour; tables that are wider than the console become lists. What it leaves out is in
@@ -44,6 +44,7 @@ def print_report(profile: Profile, console: Console) -> None:
     Args:
         profile: as `specdec.profile.files.load` gives it. Its texts are shown as they are, without control characters.
         console: where to.
+        is_full: costs, trees, domains and every rank as well.
 
     Example:
         >>> print_report(load("profiles/mine"), Console())  # doctest: +SKIP
@@ -52,7 +53,7 @@ def print_report(profile: Profile, console: Console) -> None:
     _list(console, "How it was measured", [f"{name}: {value}" for name, value in facts(profile)])
     drafts = draft_names(profile)
     for draft in drafts:
-        _print_draft(profile, draft, console)
+        _print_draft(profile, draft, console, is_full)
     if not drafts:
         _print(console, "No draft was measured.")
     _list(console, "Break-even batch size", break_evens(profile))
@@ -81,7 +82,7 @@ def print_recommendation(profile: Profile, console: Console) -> None:
     _list(console, "Notes", remarks(profile))
 
 
-def _print_draft(profile: Profile, draft: str, console: Console) -> None:
+def _print_draft(profile: Profile, draft: str, console: Console, is_full: bool) -> None:
     known = next((d for d in profile.drafts if d.name == draft), None)
     console.rule(Text(_writable(console, short(draft, max(console.width - 8, 8))), "bold"), align="left")
     if known is not None:
@@ -89,15 +90,18 @@ def _print_draft(profile: Profile, draft: str, console: Console) -> None:
         console.print()
     shown = grids.temperatures(profile.agreements, draft)
     for pair in _pairs(shown):
-        _show(console, grids.agreement(profile, draft, pair))
+        _show(console, grids.agreement(profile, draft, pair, is_brief=not is_full))
     shown = grids.temperatures(profile.settings, draft)
     cases = [(draft, t, grids.batches(profile, draft, t)[0]) for t in shown]
     tables = [_fastest(grids.speedups(profile, *where), profile, where) for where in cases]
     for grid in grids.noted_once(tables):
         _show(console, grid)
-    _show(console, grids.best(profile, draft))
+    if is_full or len(grids.best(profile, draft).rows) > len(tables):  # else the tables above have it all
+        _show(console, grids.best(profile, draft))
     for pair in _pairs(shown):
         _show(console, grids.positions(profile, draft, pair, is_brief=True))
+    if not is_full:
+        return
     for pair in _pairs(sorted({*shown, *grids.temperatures(profile.agreements, draft)})):
         _show(console, grids.domains(profile, draft, pair, is_brief=True))
     _show(console, cost_grids.costs(profile, draft))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,10 @@ PROFILES: list[Callable[[], Profile]] = [
 ]  # fmt: skip
 
 
-def report(profile: Profile, width: int = 80, show: Callable[[Profile, Console], None] = print_report) -> str:
+FULL = partial(print_report, is_full=True)
+
+
+def report(profile: Profile, width: int = 80, show: Callable[[Profile, Console], None] = FULL) -> str:
     out = io.StringIO()
     show(profile, Console(file=out, width=width))
     return out.getvalue()
@@ -173,11 +177,11 @@ def test_a_broken_martingale_is_said() -> None:
     profile = sample.profile(ks=(3,), batches=(1,))
     assert "Acceptance is not what alpha says" not in report(profile)
     broken = [
-        replace(s, measured=replace(s.measured, martingale=Interval(0.1, 0.05, 0.15)))
+        replace(s, measured=replace(s.measured, martingale=Interval(0.1, 0.08, 0.12)))
         if s.measured and s.draft == "ngram" else s
         for s in profile.settings
     ]  # fmt: skip
-    assert "minus alpha is 0.100 [0.050, 0.150]" in report(replace(profile, settings=broken), 200)
+    assert "minus alpha is 0.100 [0.080, 0.120]" in report(replace(profile, settings=broken), 200)
 
 
 def test_the_recommendation_alone_is_short() -> None:
@@ -185,3 +189,43 @@ def test_the_recommendation_alone_is_short() -> None:
     assert "Why, temperature 1, batch 4" in text
     assert "Milliseconds" not in text
     assert "alpha: chance" not in text
+
+
+def test_the_usual_report_leaves_the_long_tables_to_the_page() -> None:
+    profile = sample.profile()
+    consoles = [Console(file=io.StringIO(), width=80) for _ in range(2)]
+    for console, is_full in zip(consoles, (False, True), strict=True):
+        print_report(profile, console, is_full=is_full)
+    brief, full = (console.file.getvalue() for console in consoles)  # type: ignore[attr-defined]
+    assert set(map(str.strip, brief.splitlines())) <= set(map(str.strip, full.splitlines()))
+    for title in ("Milliseconds a round", "By domain", "Best tree for a number of nodes", "draft's no. 2"):
+        assert title in full
+        assert title not in brief
+    for title in (
+        "alpha: chance of acceptance",
+        "draft's no. 1",
+        "Speed-up, temperature 0, batch 1",
+        "Acceptance by position",
+    ):
+        assert title in brief
+
+
+def test_costs_of_greedy_and_sampled_calls_are_told_apart() -> None:
+    profile = sample.profile()
+    assert "call" not in report(profile)
+    both = [*profile.costs, *(replace(c, sampled=True) for c in profile.costs)]
+    lines = report(replace(profile, costs=both)).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("Milliseconds a round"))
+    assert lines[head + 1].split()[0] == "call"
+    assert lines[head + 3].split()[0] == "greedy"
+
+
+def test_acceptance_that_chance_explains_is_no_doubt() -> None:
+    profile = sample.profile()
+    at = next(i for i, s in enumerate(profile.settings) if s.draft == "model:draft")
+    measured = profile.settings[at].measured
+    assert measured is not None
+    for check, said in ((Interval(0.06, 0.01, 0.11), False), (Interval(0.2, 0.15, 0.25), True)):
+        settings = list(profile.settings)
+        settings[at] = replace(settings[at], measured=replace(measured, martingale=check))
+        assert ("not what alpha says" in report(replace(profile, settings=settings))) == said
