@@ -9,11 +9,13 @@ from matplotlib.patches import FancyBboxPatch
 
 # (name, what it does, x, y, width), upper rooms first; the order is tested by tests/test_imports.py.
 ROOMS = [
-    ("cli", "the command line", 0, 16, 12),
-    ("attach", "for code that calls target.generate()", 0, 15, 5),
-    ("check", "capabilities", 5, 15, 2.3),
-    ("packages", "specdec cache", 7.3, 15, 2.4),
-    ("indexes", "specdec index", 9.7, 15, 2.3),
+    ("cli", "the command line", 0, 18, 12),
+    ("profile", "would a draft pay, how much, with which settings", 0, 17, 12),
+    ("attach", "for code that calls target.generate()", 0, 15, 12),
+    ("check", "capabilities", 0, 16, 2.6),
+    ("packages", "specdec cache", 2.6, 16, 2.9),
+    ("indexes", "specdec index", 5.5, 16, 2.9),
+    ("loading", "models and drafters by name", 8.4, 16, 3.6),
     ("generate", "the drop-in edge", 0, 14, 4),
     ("arbitrate", "bug or near-tie?", 4, 14, 4),
     ("bundled", "the pair, the prompts", 8, 14, 4),
@@ -41,7 +43,7 @@ ROOMS = [
     ("window", "positions, masks", 4.9, 1, 2.4),
     ("cache", "rollback", 7.3, 1, 2.2),
     ("wrapped", "PEFT, compiled", 9.5, 1, 2.5),
-    ("errors  types  trace  stats  pieces", "the words that all of them use", 0, 0, 12),
+    ("errors  types  trace  stats  pieces  version", "the words that all of them use", 0, 0, 12),
 ]
 COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 
@@ -49,7 +51,7 @@ COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 def main() -> None:
     plt.switch_backend("svg")
     plt.rcParams |= {"svg.hashsalt": "rooms", "svg.fonttype": "none"}  # the same picture gives the same file
-    figure, axes = plt.subplots(figsize=(9, 10.2))
+    figure, axes = plt.subplots(figsize=(9, 11.4))
     for name, purpose, x, y, width in ROOMS:
         axes.add_patch(
             FancyBboxPatch(
@@ -60,10 +62,10 @@ def main() -> None:
         axes.text(x + width / 2, y + 0.62, name, ha="center", va="center", family="monospace", weight="bold", size=10)
         axes.text(x + width / 2, y + 0.32, purpose, ha="center", va="center", size=8.5, color="#333333")
     axes.annotate(
-        "", xy=(12.5, 0.1), xytext=(12.5, 16.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
+        "", xy=(12.5, 0.1), xytext=(12.5, 18.9), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.2}
     )
-    axes.text(12.75, 8, "may import", rotation=270, va="center", size=9, color="#555555")
-    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 17.1))
+    axes.text(12.75, 9, "may import", rotation=270, va="center", size=9, color="#555555")
+    axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 19.1))
     axes.axis("off")
     figure.savefig(pathlib.Path(__file__).with_name("rooms.svg"), bbox_inches="tight", metadata={"Date": None})
 
