@@ -31,6 +31,7 @@ class Point:
     batch: int
     context: int
     temperature: float
+    turn: int = 0  # plain decoding has one for each contender: everything is divided by it
 
     @property
     def key(self) -> tuple[str, int, int, int, bool]:
@@ -46,13 +47,13 @@ def cost_grid(contenders: Sequence[Contender], options: Options, contexts: Seque
     temperatures = {t > 0: t for t in sorted(options.temperatures, reverse=True)}
     counts = sampled_counts(options.num_draft_tokens)
     places = [(b, contexts[0]) for b in options.batches] + [(min(options.batches), c) for c in contexts[1:]]
-    return [
-        Point(contender, k, batch, context, temperature)
-        for temperature in temperatures.values()
-        for batch, context in places
-        for contender in (None, *contenders)
-        for k in ([0] if contender is None else counts)
-    ]
+    found = []
+    for temperature in temperatures.values():
+        for batch, context in places:
+            for turn, contender in enumerate(contenders):
+                found.append(Point(None, 0, batch, context, temperature, turn))
+                found += [Point(contender, k, batch, context, temperature) for k in counts]
+    return found
 
 
 def contexts_of(items: Sequence[Item], options: Options, longest: int | None) -> list[int]:
@@ -79,18 +80,20 @@ def measure_costs(
     """
     done = {(*r["point"], r["repeat"]) for r in space.own("costs")}
     failed: set[tuple[Any, ...]] = set()
+    turns = 1 + max((p.turn for p in points), default=0)
     with space.open("costs") as records:
         for repeat in range(REPEATS):
             begin = repeat * 5 % max(len(points), 1)
             for number, point in enumerate([*points[begin:], *points[:begin]]):
-                if (*point.key, repeat) not in done and point.key not in failed:
+                name = repeat * turns + point.turn
+                if (*point.key, name) not in done and point.key not in failed:
                     try:
                         record = _run(point, items, engine)
                     except (SpecdecError, torch.OutOfMemoryError) as error:
                         failed.add(point.key)
-                        note(f"no costs of {point.key}: {_first_line(error)}")
+                        note(f"no costs of {point.key}: {first_line(error)}")
                     else:
-                        records.add(record | {"point": list(point.key), "repeat": repeat})
+                        records.add(record | {"point": list(point.key), "repeat": name})
                 tick(repeat * len(points) + number + 1)
 
 
@@ -122,5 +125,6 @@ def _of_length(tokens: Sequence[int], length: int) -> list[int]:
     return repeated[-length:]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a note."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from specdec.errors import SpecdecError
 from specdec.profile.agreement import to_lists
 from specdec.profile.contenders import Contender
+from specdec.profile.costing import first_line
 from specdec.profile.engine import Call, Engine
 from specdec.profile.measures import measure
 from specdec.profile.options import Options
@@ -21,12 +22,16 @@ from specdec.profile.texts import Tick
 from specdec.profile.workspace import Workspace
 
 
+_MOST_SCORES = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A setting to run; without a contender it is plain decoding."""
 
     contender: Contender | None
     num_draft_tokens: int
+    turn: int = 0  # plain decoding has several: everything is divided by it
 
     @property
     def draft(self) -> str:
@@ -36,21 +41,20 @@ class Run:
 class Scores:
     """Per-token measures of the texts that the loop wrote: most are equal, so each is scored once.
 
-    Holds those of one batch of prompts.
+    Holds so many that settings which follow each other find theirs, and no more.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[Any, dict[str, list[Any]]] = {}
 
-    def clear(self) -> None:
-        self._known.clear()
-
     def of(self, contender: Contender | None, item: Item, text: Sequence[int], temperature: float) -> dict[str, Any]:
         """Entropy and p of each token, and alpha and q where the draft has a distribution."""
         scorer = None if contender is None else contender.scorer
         key = (item.index, tuple(text), temperature, None if scorer is None else id(scorer))
         if key not in self._known:
+            if len(self._known) >= _MOST_SCORES:
+                self._known.clear()
             target = logits_along(self._engine.target, item.tokens, text)
             draft = target if scorer is None else logits_along(scorer, item.tokens, text)
             found = to_lists(measure(target, draft, torch.tensor(text, device=target.device), temperature))
@@ -77,27 +81,43 @@ def run_loop(
     """
     done = {(r["draft"], r["num_draft_tokens"], r["temperature"], r["batch"], r["number"], r["repeat"])
             for r in space.own("loop")}  # fmt: skip
-    scores, failed, count = Scores(engine), set[tuple[Any, ...]](), 0
+    scores, failed = Scores(engine), set[tuple[Any, ...]]()
     with space.open("loop") as records:
-        for temperature in options.temperatures:
-            for batch in options.batches:
-                settings = list(runs(batch, temperature))
-                for number, part in enumerate(batches_of(items, batch)):
-                    scores.clear()
-                    for repeat in range(options.repeats):
-                        begin = (number + repeat) * 3 % len(settings)
-                        for run in [*settings[begin:], *settings[:begin]]:
-                            setting = (run.draft, run.num_draft_tokens, temperature, batch)
-                            if (*setting, number, repeat) not in done and setting not in failed:
-                                try:
-                                    record = _record(run, part, temperature, repeat, engine, options, scores)
-                                except (SpecdecError, torch.OutOfMemoryError) as error:
-                                    failed.add(setting)
-                                    note(f"{run.draft}, k={run.num_draft_tokens}, batch {batch}: {error}")
-                                else:
-                                    records.add(record | {"number": number, "repeat": repeat})
-                            count += 1
-                            tick(count)
+        for count, job in enumerate(_schedule(items, runs, options), start=1):
+            if (*job.setting, job.number, job.repeat) not in done and job.setting not in failed:
+                try:
+                    records.add(_record(job, engine, options, scores))
+                except (SpecdecError, torch.OutOfMemoryError) as error:
+                    failed.add(job.setting)
+                    note(f"{job.run.draft}, k={job.run.num_draft_tokens}, batch {len(job.part)}: {first_line(error)}")
+            tick(count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One call: a setting on a batch of prompts, for the repeat-th time."""
+
+    run: Run
+    part: Sequence[Item]
+    number: int  # of the batch
+    temperature: float
+    repeat: int
+
+    @property
+    def setting(self) -> tuple[str, int, float, int]:
+        return self.run.draft, self.run.num_draft_tokens, self.temperature, len(self.part)
+
+
+def _schedule(items: Sequence[Item], runs: Callable[[int, float], Sequence[Run]], options: Options) -> Iterator[_Job]:
+    for temperature in options.temperatures:
+        for batch in options.batches:
+            settings = list(runs(batch, temperature))
+            turns = 1 + max(run.turn for run in settings)
+            for number, part in enumerate(batches_of(items, batch)):
+                for repeat in range(options.repeats):
+                    begin = (number + repeat) * 3 % len(settings)
+                    for run in [*settings[begin:], *settings[:begin]]:
+                        yield _Job(run, part, number, temperature, repeat * turns + run.turn)
 
 
 def num_runs(items: Sequence[Item], runs: Callable[[int, float], Sequence[Run]], options: Options) -> int:
@@ -107,15 +127,8 @@ def num_runs(items: Sequence[Item], runs: Callable[[int, float], Sequence[Run]],
     )
 
 
-def _record(
-    run: Run,
-    part: Sequence[Item],
-    temperature: float,
-    repeat: int,
-    engine: Engine,
-    options: Options,
-    scores: Scores,
-) -> dict[str, Any]:
+def _record(job: _Job, engine: Engine, options: Options, scores: Scores) -> dict[str, Any]:
+    run, part, temperature = job.run, job.part, job.temperature
     prompts = [item.tokens for item in part]
     call = engine.run(
         prompts, run.contender, run.num_draft_tokens, temperature, options.new_tokens, part[0].index, is_metered=True
@@ -140,7 +153,8 @@ def _record(
         "peak": call.peak_bytes,
         "joules": call.joules,
     }
-    if repeat == 0:
+    record |= {"number": job.number, "repeat": job.repeat}
+    if job.repeat == 0:
         record["rows"] = [_row(run, item, row, call, temperature, scores) for row, item in enumerate(part)]
     return record
 

@@ -157,8 +157,9 @@ class Profiling:
         predicted = predicted_of(space.all("agreement"), costs, options.batches, options.seed)
 
         def runs(batch: int, temperature: float) -> Sequence[Run]:
-            found = [Run(None, 0)]
-            for contender in self.contenders:
+            found = []
+            for turn, contender in enumerate(self.contenders):
+                found.append(Run(None, 0, turn))
                 speedups = {
                     k: predicted[place].speedup
                     for k in options.num_draft_tokens
