@@ -21,7 +21,6 @@ from specdec.profile.scoring import logits_along
 from specdec.profile.texts import Tick
 from specdec.profile.workspace import Workspace
 
-
 _MOST_SCORES = 64
 
 
