@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import families
 import torch
 from equality.coupling import GumbelChoice
+from models import VOCAB_SIZE
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 import specdec
 
@@ -25,7 +25,6 @@ MEMORIES = {  # name -> family, and the cache that the call begins with
     "given DynamicCache": ("llama", "dynamic"),
     "given RollbackCache": ("llama", "rollback"),
 }
-NO_TOKEN = 1  # an id that no reference text has, asserted below
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Setting:
 
     def arguments(self) -> dict[str, Any]:
         """What both sides get; processors are new objects."""
-        found = dict(_begun(self)[0]) if self.memory.startswith("given") else _inputs(self.family, self.batch_size)
+        found = dict(_begun(self)[0]) if self.memory.startswith("given") else _inputs(self)
         choice = {"logits_processor": [GumbelChoice()]} if self.do_sample else {}
         return {**found, **choice, "max_new_tokens": NEW_TOKENS, "eos_token_id": eos(self)}
 
@@ -65,14 +64,14 @@ class Setting:
         return copy.deepcopy(_begun(self)[1]) if self.memory.startswith("given") else None
 
 
-def _inputs(family: str, batch_size: int) -> dict[str, Tensor]:
-    return families.inputs(family, batch_size)
+def _inputs(setting: Setting) -> dict[str, Tensor]:
+    return families.inputs(setting.family, setting.batch_size)
 
 
 @cache
 def _begun(setting: Setting) -> tuple[dict[str, Tensor], Any]:
     """The second turn of a text, and the cache that its first turn has left."""
-    inputs = _inputs(setting.family, setting.batch_size)
+    inputs = _inputs(setting)
     kind = MEMORIES[setting.memory][1]
     first = specdec.generate(
         setting.target, **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
@@ -94,26 +93,33 @@ def reference(setting: Setting) -> Tensor:
 
 
 @cache
+def _free(setting: Setting) -> Tensor:
+    """The text that no EOS ends, prompt included."""
+    found = dict(_begun(setting)[0]) if setting.memory.startswith("given") else _inputs(setting)
+    if setting.do_sample:
+        found["logits_processor"] = [GumbelChoice()]
+    return setting.target.generate(**found, max_new_tokens=NEW_TOKENS, do_sample=False)
+
+
+@cache
+def unused(setting: Setting) -> int:
+    """An id that stands nowhere in prompt and text."""
+    there = {*_free(setting).flatten().tolist(), *_inputs(setting)["input_ids"].flatten().tolist()}
+    return next(i for i in range(1, VOCAB_SIZE) if i not in there)
+
+
+@cache
 def eos(setting: Setting) -> int:
     """Ends the shorter ones of three rows; of one row nothing."""
     if setting.batch_size == 1:
-        return NO_TOKEN
-    arguments = {**_without_eos(setting), "max_new_tokens": NEW_TOKENS}
-    new = setting.target.generate(**arguments, do_sample=False)[:, -NEW_TOKENS:]
+        return unused(setting)
+    new = _free(setting)[:, -NEW_TOKENS:]
     for column in range(4, NEW_TOKENS - 2):
         for token in new[:, column].tolist():
             ends = [(row == token).nonzero().flatten().tolist() for row in new]
-            ended = [row for row in ends if row and row[0] >= 3]
-            if len(ended) in (1, 2) and all(not row or row[0] >= 3 for row in ends):
+            if all(not row or row[0] >= 3 for row in ends) and 1 <= sum(map(bool, ends)) <= 2:
                 return int(token)
     raise AssertionError(f"no token ends some rows of {setting} and not others: choose another seed")
-
-
-def _without_eos(setting: Setting) -> dict[str, Any]:
-    found = dict(_begun(setting)[0]) if setting.memory.startswith("given") else _inputs(
-        setting.family, setting.batch_size
-    )
-    return {**found, **({"logits_processor": [GumbelChoice()]} if setting.do_sample else {})}
 
 
 @cache
@@ -122,11 +128,8 @@ def poisoned(setting: Setting, how: str) -> PreTrainedModel:
     model = copy.deepcopy(setting.target)
     with torch.no_grad():
         if how == "embedding":
-            model.get_input_embeddings().weight[NO_TOKEN] = float("nan")
+            model.get_input_embeddings().weight[unused(setting)] = float("nan")
         else:
             row = {"head inf": 1e300, "head nan": float("nan")}[how]
             model.get_output_embeddings().weight[5] *= row
     return model
-
-
-Made = Callable[[], DynamicCache]

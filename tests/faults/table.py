@@ -1,6 +1,6 @@
 """The table of fault points: what goes wrong, at which call of what, in which kind of generate() call.
 
-`python tests/faults/table.py` prints it, and says how many points there are at each change and in the long run.
+`python -m tests.faults.table` prints it, and says how many points there are at each change and in the long run.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def points(long: bool) -> list[Point]:
 
 
 def _of_fault(number: int, everything: bool) -> list[Point]:
-    """Each fault at each `when` in turn through memories and calls; in the long run in each memory, in two calls."""
+    """Each fault at each `when` in turn through memories and calls; in the long run in each memory."""
     (group, fault), whens = list(faults().items())[number]
     found = []
     for turn, when in enumerate(whens):
@@ -112,7 +112,7 @@ def _of_fault(number: int, everything: bool) -> list[Point]:
             if not everything and (place - number - turn) % len(MEMORIES) not in _taken(len(whens)):
                 continue
             possible = [p for c in calls if is_possible(p := Point(group, fault, when, memory, *c))]
-            found += possible[:2] if everything else possible
+            found += possible[:1] if everything else possible
             if not everything and not possible:  # this call has no such event: another one
                 found += [p for c in CALLS if is_possible(p := Point(group, fault, when, memory, *c))][:1]
     return found
