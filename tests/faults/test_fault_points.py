@@ -347,7 +347,7 @@ def seed_drawn(setting: Setting, before: Tensor) -> Tensor:
 def check(point: Point, patch: pytest.MonkeyPatch) -> None:
     setting = Setting(point.memory, point.batch_size, point.do_sample)
     expected = settings.reference(setting)
-    assert len(set(expected[0].tolist())) >= 8
+    assert len(set(expected.flatten().tolist())) >= 6
     count = calls_without(point.group, point.fault, setting)
     fixed = point.group in ("logits from a processor", "tokenizers", "adversary") or "head" in point.fault
     at = 0 if fixed else count - 1 if point.when == "last" else int(point.when)
