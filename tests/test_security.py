@@ -384,7 +384,7 @@ def test_a_drafter_that_calls_itself_without_end() -> None:
 # What leaves a call
 
 
-@pytest.mark.parametrize("num_tokens", [4, 16])
+@pytest.mark.parametrize("num_tokens", [8, 16])  # more than a round commits
 def test_bursts_of_an_aggregated_stream_tell_nothing_of_acceptance(num_tokens: int) -> None:
     """Two drafters of very different luck hand the same bursts on."""
     texts = TARGET.generate(**prompts(1), max_new_tokens=33)

@@ -1,4 +1,4 @@
-"""Bugs that other systems shipped, one named test each (the list is in docs/exactness.md).
+"""Bugs that other systems shipped, one named test each (docs/faults.md has the list).
 
 Most use a drafter that knows the target's text, so that whole blocks are accepted, and that can be told to be wrong.
 """
