@@ -25,7 +25,7 @@ from specdec.compiled.store import describe
 from specdec.drafters.suffix_array import Corpus
 
 TEXTS = [[i % 7 for i in range(n)] for n in (30, 1, 12)]
-QUICK = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 KEY = "0123abcd"
 
@@ -130,7 +130,7 @@ def test_many_damaged_indexes(saved: bytes, place: pathlib.Path, data: st.DataOb
 
 def test_every_bit_of_an_index(saved: bytes, place: pathlib.Path) -> None:
     """A sample at each change: each structure of the zip has some."""
-    chosen = random.Random(0).sample(range(8 * len(saved)), 400)
+    chosen = random.Random(0).sample(range(8 * len(saved)), 150)
     for bit in chosen:
         raw = bytearray(saved)
         raw[bit // 8] ^= 1 << (bit % 8)

@@ -47,9 +47,7 @@ def test_nan_of_the_target(do_sample: bool) -> None:
     assert traced.why_not_captured(sound) is None
     torch.manual_seed(0)
     out = decode(sound, draft, do_sample=do_sample)
-    assert out.speculation.graphs.roles == {"target": "compiled", "draft": "compiled"} | (
-        {"sampling": out.speculation.graphs.roles["sampling"]} if "sampling" in out.speculation.graphs.roles else {}
-    )
+    assert out.speculation.graphs.roles["target"] == "compiled"
     broken = with_nan(0.0, int((out.sequences[0] if do_sample else text)[15]))
     torch.manual_seed(0)
     with pytest.raises(specdec.NumericalError, match="NaN"):

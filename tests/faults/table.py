@@ -107,6 +107,8 @@ def _of_fault(number: int, everything: bool) -> list[Point]:
     (group, fault), whens = list(faults().items())[number]
     found = []
     for turn, when in enumerate(whens):
+        if not everything and group == "breach" and turn % 2 != number % 2:
+            continue  # they are many, and told at the same place
         for place, memory in enumerate(MEMORIES):
             calls = [CALLS[(number + turn + place + extra) % 4] for extra in ((0, 1, 2, 3) if everything else (0,))]
             if not everything and (place - number - turn) % len(MEMORIES) not in _taken(len(whens)):
