@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +35,10 @@ def bundled_pair(
         >>> target, draft, tokenizer = specdec.bundled_pair()  # doctest: +SKIP
     """
     pair = bundled_dir() / "pair"
-    target = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=dtype).eval()
-    draft = AutoModelForCausalLM.from_pretrained(pair / "draft", dtype=dtype).eval()
-    return target, draft, AutoTokenizer.from_pretrained(pair / "target")
+    options: dict[str, Any] = {"trust_remote_code": False}
+    target = AutoModelForCausalLM.from_pretrained(pair / "target", dtype=dtype, **options).eval()
+    draft = AutoModelForCausalLM.from_pretrained(pair / "draft", dtype=dtype, **options).eval()
+    return target, draft, AutoTokenizer.from_pretrained(pair / "target", **options)
 
 
 def bundled_prompts() -> list[dict[str, str]]:

@@ -29,11 +29,11 @@ _BATCHES = {
 
 def load(path: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     """The model at a path or hub id, in the class that its config names; code from a hub is never run."""
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     names = getattr(config, "architectures", None) or []
     kind: Any = next((k for n in names if (k := getattr(transformers, n, None)) is not None), AutoModelForCausalLM)
     options = {} if attention is None else {"attn_implementation": attention}
-    model: PreTrainedModel = kind.from_pretrained(path, dtype=dtype, **options).eval()
+    model: PreTrainedModel = kind.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options).eval()
     return model
 
 

@@ -122,14 +122,16 @@ def decode(
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
         state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens
         state.target = runner
+        controller, publish = _controller(call, drafter), _publisher(call, prompt, limits, on_commit)
         decoding = Decoding(
             runner,
             state,
+            # Last of what may raise (a streamer takes the prompt before): from here on `run` closes the session.
             drafter.start(state) if drafter is not None else DraftSession(),
-            _controller(call, drafter),
+            controller,
             limits,
             call.rule,
-            _publisher(call, prompt, limits, on_commit),
+            publish,
             memory,
             prompt.extra,
             recorder if recorder.wanted else None,

@@ -15,6 +15,8 @@ Each also derives from the builtin that a caller of `model.generate()` would exp
 
 from __future__ import annotations
 
+import torch
+
 
 class SpecdecError(Exception):
     """Base of all specdec errors.
@@ -52,6 +54,11 @@ class DrafterError(SpecdecError, RuntimeError):
 
 class NumericalError(SpecdecError, RuntimeError):
     """The target's logits do not define a distribution."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it about memory, which says nothing about a model or a processor, and may pass?"""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 # What is raised before any decoding forward: the call could still be decoded otherwise.

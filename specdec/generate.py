@@ -7,6 +7,7 @@ is refused by name before any forward, never ignored (`options.py`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -32,6 +33,7 @@ from specdec.types import Compile
 from specdec.wrapped import unwrap
 
 NumDraftTokens = int | Literal["auto"]
+MOST_NESTED = 4  # calls of one thread inside one another
 
 
 class ProfileReader(Protocol):
@@ -177,7 +179,7 @@ class SpeculativeDecoder:
         **kwargs: Any,
     ) -> Tensor | Output:
         """`generate`, but for the streamer's end, which is left to the caller."""
-        with _rng_restored_on_error(generator):
+        with _rng_restored_on_error(generator), _counted():
             runner = _runner(target)
             if generation_config is None:  # PEFT's wrapper may have one of its own
                 generation_config = vars(target).get("generation_config") if runner.model is not target else None
@@ -232,7 +234,7 @@ class SpeculativeDecoder:
         That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
         on); `generate` has them all.
         """
-        with _rng_restored_on_error(None):
+        with _rng_restored_on_error(None), _counted():
             check_config(generation_config)
             runner = _runner(target)
             if self.drafter is not None:
@@ -389,6 +391,34 @@ def _at_home(output: Any, home: torch.device) -> Any:
     if getattr(output, "sequences", None) is not None:  # Whisper may return segments instead
         output.sequences = output.sequences.to(home)
     return output
+
+
+class _Nesting(threading.local):
+    """Calls of this thread that are inside one another."""
+
+    calls = 0
+
+
+_NESTING = _Nesting()
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """A drafter or a processor may decode in its turn, with the same model, too: a call keeps nothing on it.
+
+    Raises:
+        OptionError: it does so without end.
+    """
+    if _NESTING.calls >= MOST_NESTED:
+        raise OptionError(
+            f"generate() runs inside itself {MOST_NESTED} calls deep: a drafter or a callback decodes with a decoder "
+            "that calls it again. Give the inner call another drafter, or none."
+        )
+    _NESTING.calls += 1
+    try:
+        yield
+    finally:
+        _NESTING.calls -= 1
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def build(
     hf_logging.set_verbosity_error()  # a long text is no mistake here
     begun = time.perf_counter()
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer or bundled_dir() / "pair" / "target")
+        name = tokenizer or bundled_dir() / "pair" / "target"
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         read = _Reader(loaded, files, field)
         with read.progress:
             index = SuffixIndex.build(read, max_bytes=max_bytes, tokenizer=loaded)

@@ -221,12 +221,12 @@ class Decoding:
             raise DrafterError(
                 f"{type(self.session).__name__}.propose returned {type(proposal).__name__}, no Proposal."
             )
-        proposal.check(state.batch_size)
+        proposal.check(state.batch_size, state.device)
         if proposal.depth > max(limit):
             raise DrafterError(
                 f"{type(self.session).__name__} proposed depth {proposal.depth}; at most {max(limit)} was asked for."
             )
-        return proposal, limit
+        return _within(proposal, limit), limit
 
     def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
@@ -238,7 +238,7 @@ class Decoding:
             round_ = self._run(cache, seen, proposal, limit)
         host = round_.outcome.tolist()  # the round's host sync
         self.stats.host_syncs += 1
-        self._check(host)
+        self._check(host, proposal.depth)
         num_drafted, num_accepted = [h[0] for h in host], [h[1] for h in host]
         if not self._prefilling:
             self.stats.refed_tokens += sum(round_.pending) - len(round_.pending)
@@ -347,13 +347,18 @@ class Decoding:
         self.stats.record_round(num_drafted, num_accepted)
         self.controller.record(num_drafted, num_accepted, width, draft_seconds, verify_seconds)
 
-    def _check(self, host: list[list[int]]) -> None:
-        """Raises if the drafter or the target produced something that is no token."""
-        for _, accepted, broken, *tokens in host:
-            if broken:
+    def _check(self, host: list[list[int]], depth: int) -> None:
+        """Raises if the drafter or the target produced something that is no token.
+
+        Args:
+            depth: of the proposal, as its drafter said.
+        """
+        for deepest, accepted, broken, *tokens in host:
+            if broken or deepest > depth:
                 raise DrafterError(
                     f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}, a "
-                    "parent or q_index out of range, or a q that is no distribution."
+                    "parent or q_index out of range, a q that is no distribution, or a tree of more levels or siblings "
+                    "than its depth and width say."
                 )
             if tokens[accepted] < 0:
                 raise NumericalError(
@@ -455,6 +460,16 @@ def _accepted(outcome: Tensor, num_nodes: int) -> Acceptance:
     steps = torch.arange(num_nodes, device=outcome.device)
     path = torch.where(steps < num_accepted[:, None], steps, -1)
     return Acceptance(path, num_accepted, tokens.gather(1, num_accepted[:, None])[:, 0])
+
+
+def _within(proposal: Proposal, limit: Sequence[int]) -> Proposal:
+    """The proposal without nodes that lie deeper than limit[b]: behind them a model may have no positions left."""
+    if proposal.num_nodes == 0 or min(limit) >= proposal.depth:
+        return proposal
+    if proposal.is_chain:
+        return proposal.cut(limit)
+    room = int_tensor(limit, proposal.tokens.device)[:, None]
+    return replace(proposal, valid=proposal.valid & (ancestor_matrix(proposal).sum(-1) <= room), is_whole=False)
 
 
 def _depths(proposal: Proposal) -> Tensor:

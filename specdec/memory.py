@@ -41,7 +41,8 @@ def opened_memory(
 ) -> Iterator[tuple[Memory, Prompt]]:
     """The cache to decode with: a new one, or what `past` holds, as far as it agrees with the prompt.
 
-    After an exception the user's cache holds what it held as far as it agreed, and can be used again.
+    After an exception the user's cache holds what it held as far as it agreed, and can be used again; where that one
+    came while rows changed places, the next call refuses it.
 
     Args:
         past: None, transformers' DynamicCache, or a RollbackCache that an earlier call returned.
@@ -61,7 +62,7 @@ def opened_memory(
     try:
         yield memory, prompt
     except BaseException:
-        if keep_rows:
+        if keep_rows and not memory.cache.is_torn:
             memory.cache.restore(seen)
             memory.cache.history = None if history is None else history.cut(seen)
         raise

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from specdec.errors import UnsupportedModelError
+from specdec.errors import UnsupportedModelError, is_out_of_memory
 from specdec.feeding import feed_ahead, window_of
 from specdec.prompt import Encoded, PromptInputs
 from specdec.sampling import Sampler
@@ -145,6 +145,8 @@ def attempt(
     try:
         return relative_error(runner, interrupted, is_even)
     except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise  # else the process would go without drafts, or the model be refused, for want of memory once
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

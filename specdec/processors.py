@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as hf
 
-from specdec.errors import UnsupportedOptionError
+from specdec.errors import UnsupportedOptionError, is_out_of_memory
 
 
 def _types(names: str) -> frozenset[type]:
@@ -103,6 +103,8 @@ def check_own(processors: Sequence[LogitsProcessor], input_ids: Tensor, vocab_si
         try:
             alike = all(_same(first[rows], processor(input_ids[rows], scores[rows].clone())) for rows in (moved, last))
         except (IndexError, RuntimeError) as error:  # a shape or an index of the whole batch
+            if is_out_of_memory(error):
+                raise
             raise refusal from error
         if not alike:
             raise refusal

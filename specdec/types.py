@@ -15,6 +15,7 @@ from torch import Tensor
 from specdec.errors import DrafterError
 
 Compile = bool | Literal["auto"]  # whether steps run as compiled graphs
+MAX_NODES = 1024  # of a row's proposal: a window holds them all, and its mask the square of their number
 
 
 class Law(enum.Enum):
@@ -134,8 +135,18 @@ class Proposal:
         valid = self.valid & (steps < torch.tensor(limit, device=self.tokens.device)[:, None])
         return replace(self, valid=valid, is_whole=False)
 
-    def check(self, batch_size: int) -> None:
-        """Raises DrafterError if the shapes or dtypes break the contract; never looks at values."""
+    def check(self, batch_size: int, device: torch.device | None = None) -> None:
+        """Raises DrafterError if shapes, dtypes or devices break the contract; never looks at values.
+
+        Args:
+            batch_size: rows that it must have.
+            device: where it must be, anywhere if omitted.
+        """
+        self._check_tensors(device)
+        if self.num_nodes > MAX_NODES:
+            raise DrafterError(
+                f"a proposal of {self.num_nodes} nodes a row: at most {MAX_NODES} can be verified together."
+            )
         expected = (batch_size, self.num_nodes)
         for name, dtype in (("tokens", torch.int64), ("parents", torch.int64), ("valid", torch.bool)):
             tensor: Tensor = getattr(self, name)
@@ -144,10 +155,11 @@ class Proposal:
                     f"Proposal.{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
                     f"expected {expected} and {dtype}. Build chains with Proposal.chain()."
                 )
-        if self.num_nodes and not (1 <= self.depth <= self.num_nodes and 1 <= self.width <= self.num_nodes):
+        bounds = (self.depth, self.width)
+        if self.num_nodes and not all(type(b) is int and 1 <= b <= self.num_nodes for b in bounds):
             raise DrafterError(
-                f"Proposal.depth={self.depth} and width={self.width} cannot bound a tree of {self.num_nodes} nodes: "
-                "depth is its longest path, width the most children of one parent."
+                f"Proposal.depth={self.depth!r} and width={self.width!r} cannot bound a tree of {self.num_nodes} nodes"
+                ": depth is its longest path, width the most children of one parent."
             )
         if (self.q is None) != (self.law is Law.GIVEN) or (self.q is None) != (self.q_index is None):
             raise DrafterError(
@@ -157,23 +169,46 @@ class Proposal:
             )
         if self.q_index is not None and (self.q_index.shape != expected or self.q_index.dtype != torch.int64):
             raise DrafterError(f"Proposal.q_index must be int64 {expected}, got {tuple(self.q_index.shape)}.")
-        if self.q is not None and (self.q.dim() != 3 or self.q.shape[0] != batch_size):
+        if self.q is None:
+            return
+        if self.q.dim() != 3 or self.q.shape[0] != batch_size or (self.num_nodes and 0 in self.q.shape):
             raise DrafterError(f"Proposal.q has shape {tuple(self.q.shape)}; expected [{batch_size}, M, V].")
+        if not self.q.is_floating_point():
+            raise DrafterError(f"Proposal.q holds {self.q.dtype}; probabilities are floats.")
+
+    def _check_tensors(self, device: torch.device | None) -> None:
+        """Raises DrafterError for a field that is no tensor, or one elsewhere."""
+        for name in ("tokens", "parents", "valid", "q", "q_index"):
+            given: Any = getattr(self, name)
+            if given is None and name in ("q", "q_index"):
+                continue
+            if not isinstance(given, Tensor):
+                raise DrafterError(f"Proposal.{name} must be a tensor, got {type(given).__name__}.")
+            if device is not None and given.device != device:
+                raise DrafterError(f"Proposal.{name} is on {given.device}; make it on state.device, {device}.")
+        if self.tokens.dim() != 2:
+            raise DrafterError(f"Proposal.tokens has shape {tuple(self.tokens.shape)}; expected [B, N].")
 
     def repaired(self, vocab_size: int) -> tuple[Proposal, Tensor]:
         """A proposal that no kernel can trip over, and [B] bool: what had to be repaired breaks the contract.
 
         Works on the device without a sync; the loop reads the flags with the round's outcome. Token ids,
-        parents and q_index out of range are clamped; a chain ends at its first invalid node, which is
-        no breach; a q that is no distribution can only be told.
+        parents and q_index out of range are clamped, those of a chain are set right; a chain ends at its first invalid
+        node, which is no breach; a q that is no distribution, and more siblings than `width`, can only be told.
         """
         if self.num_nodes == 0:
             return self, torch.zeros(self.tokens.shape[0], dtype=torch.bool, device=self.tokens.device)
         nodes = torch.arange(self.num_nodes, device=self.tokens.device)
         tokens = self.tokens.clamp(0, vocab_size - 1)
-        parents = torch.minimum(self.parents.clamp(min=-1), nodes - 1)
-        valid = self.valid.cumprod(1).bool() if self.is_chain else self.valid
+        if self.is_chain:
+            parents, valid = (nodes - 1).expand_as(self.parents), self.valid.cumprod(1).bool()
+        else:
+            parents, valid = torch.minimum(self.parents.clamp(min=-1), nodes - 1), self.valid
         broken = ((tokens != self.tokens) | (parents != self.parents)) & valid
+        if not self.is_chain:
+            # A sibling too many would be lost, and what was drawn after it judged by a wrong law.
+            siblings = (parents[:, :, None] == parents[:, None, :]) & valid[:, None, :]
+            broken = broken | ((siblings.sum(2) > self.width) & valid)
         q_index = self.q_index
         if self.q is not None and q_index is not None:
             tolerance = 2e-2 if self.q.dtype in (torch.bfloat16, torch.float16) else 1e-3

@@ -45,27 +45,39 @@ class History:
 
 @torch.no_grad()
 def export(layers: Sequence[CacheLayerMixin], history: History, into: Cache | None = None) -> DynamicCache:
-    """Copies keys and values [B, H, slot, D] to the columns of `history.mask`; into: a cache to overwrite."""
+    """Copies keys and values [B, H, slot, D] to the columns of `history.mask`; into: a cache to overwrite.
+
+    All copies are made before any is handed over, so that `into` is overwritten wholly or, after an exception, not.
+    """
     cache: Any = DynamicCache() if into is None else into
-    for index, layer in enumerate(layers):
-        assert layer.keys is not None and layer.values is not None
-        states = []
-        for source in (layer.keys, layer.values):
-            batch_size, columns = history.mask.shape
-            padded = torch.zeros(
-                batch_size, source.shape[1], columns, source.shape[3], dtype=source.dtype, device=source.device
-            )
-            for row, mask in enumerate(history.mask.to(source.device)):
-                padded[row, :, mask] = source[row, :, : int(mask.sum())]
-            states.append(padded)
-        if index >= len(cache.layers):
+    copies = [_padded(layer, history) for layer in layers]
+    count = len(cache.layers)
+    try:
+        for index, states in enumerate(copies[count:], count):
             cache.update(*states, index)
-            continue
-        other = cache.layers[index]
+    except BaseException:
+        del cache.layers[count:]
+        raise
+    for other, states in zip(cache.layers, copies[:count], strict=False):
         if not other.is_initialized:
             other.lazy_initialization(*states)
         other.keys, other.values = states
     return cache
+
+
+def _padded(layer: CacheLayerMixin, history: History) -> list[Tensor]:
+    """A layer's keys and values in the user's layout."""
+    assert layer.keys is not None and layer.values is not None
+    states = []
+    for source in (layer.keys, layer.values):
+        batch_size, columns = history.mask.shape
+        padded = torch.zeros(
+            batch_size, source.shape[1], columns, source.shape[3], dtype=source.dtype, device=source.device
+        )
+        for row, mask in enumerate(history.mask.to(source.device)):
+            padded[row, :, mask] = source[row, :, : int(mask.sum())]
+        states.append(padded)
+    return states
 
 
 def check_dynamic(cache: Cache, num_layers: int) -> None:

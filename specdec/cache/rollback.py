@@ -74,6 +74,12 @@ class RollbackCache(Cache):
         self._aside: list[int] = []  # requests of the rows behind the active ones
         self._active = list(range(batch_size))  # requests of the active rows; kept while rows are set aside
         self._aside_lengths = self.lengths[:0]
+        self._is_torn = False
+
+    @property
+    def is_torn(self) -> bool:
+        """An exception came while rows changed places: layers may disagree about whose row is where."""
+        return self._is_torn
 
     @property
     def history(self) -> History | None:
@@ -277,11 +283,12 @@ class RollbackCache(Cache):
         order = list(range(len(self._active) + len(self._aside)))
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap], order[mover] = mover, gap
-        self._permute(order)
         requests = [[*self._active, *self._aside][r] for r in order]
         lengths = torch.cat([self.lengths, self._aside_lengths])[torch.tensor(order, device=self.lengths.device)]
+        staying = lengths[:num_staying].clone()
+        self._permute(order)  # what may run out of memory has, but for this
         self._active, self._aside = requests[:num_staying], requests[num_staying:]
-        self.lengths, self._aside_lengths = lengths[:num_staying].clone(), lengths[num_staying:]
+        self.lengths, self._aside_lengths = staying, lengths[num_staying:]
         return order[:num_staying]
 
     @torch.inference_mode()  # as the loop that wrote the buffers
@@ -300,9 +307,11 @@ class RollbackCache(Cache):
         if moved:
             device = self.lengths.device
             places, rows = torch.tensor(moved, device=device), torch.tensor([order[i] for i in moved], device=device)
+            self._is_torn = True  # until all layers have the same order
             for layer in self._attention:
                 if layer.is_initialized:
                     layer.permute_rows(places, rows)
+            self._is_torn = False
 
     @torch.inference_mode()
     def load(self, cache: Cache, mask: Tensor) -> None:
@@ -334,6 +343,7 @@ class RollbackCache(Cache):
     def _grow(self, extent: int) -> None:
         # The shared capacity last: layers know their own, so that running out of memory half-way does no harm.
         capacity = self._rounded(extent)
+        self._buffers = None  # also where only some have grown
         for layer in self._attention:
             if layer.is_initialized:
                 layer.grow(capacity)

@@ -23,7 +23,7 @@ from specdec.compiled.runner import CompiledRunner, Graph
 from specdec.compiled.shapes import WIDEST, Compiler, ShapeGraphs, cuda_graph
 from specdec.compiled.store import Package, Store
 from specdec.compiled.support import why_not, why_not_here
-from specdec.errors import SpecdecError
+from specdec.errors import SpecdecError, is_out_of_memory
 from specdec.probe import agrees, relative_error, tolerance
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner
@@ -130,7 +130,7 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
         raise
     except Exception as error:  # whatever torch's compiler raises: the model decodes uncompiled
         reason = f"it cannot be captured ({_first_line(error)})"
-        if not isinstance(error, OSError):  # a full disk may pass
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):  # a full disk or memory may pass
             known.refusals[here] = (now, reason)
         return reason
     try:
@@ -138,6 +138,8 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
         problem = _problem(runner, graph)
     except Exception as error:
         problem = f"its package cannot be run ({_first_line(error)})"
+        if is_out_of_memory(error):  # the package is none the worse
+            return problem
     if problem is not None:
         store.remove(key)
     _remember(known, here, now, problem or graph)

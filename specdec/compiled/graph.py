@@ -108,7 +108,7 @@ class StepGraph(nn.Module):
         Returns:
             outcome [B, 3 + K] int64: drafted tokens; how many are accepted, each being its predecessor's argmax, in a
             chain behind token keep[0]; 1 where an id is outside the vocabulary; then the argmax at each kept
-            token, which are the accepted tokens and the one behind them.
+            token, which are the accepted tokens and the one behind them; -1 where a logit is NaN.
             ends [B] int64: the slot behind the last accepted token.
             logits [B, K, V].
         """
@@ -135,7 +135,8 @@ class StepGraph(nn.Module):
         logits: Tensor = self.model(past_key_values=cache, use_cache=True, return_dict=True, **kwargs).logits
         if not self._keeps_logits:
             logits = logits[:, keep]
-        choice = logits.argmax(-1)
+        choice = logits.argmax(-1)  # as in `greedy`: -1 where there is NaN
+        choice = torch.where(logits.gather(2, choice[:, :, None])[:, :, 0].isnan(), -1, choice)
         follows = tokens[:, keep].roll(-1, 1)  # the token behind each; the last one's is its first, and is not valid
         is_drafted = torch.arange(choice.shape[1], device=device) < num_valid[:, None]
         num_accepted = ((follows == choice) & is_drafted).to(torch.int64).cumprod(1).sum(1)

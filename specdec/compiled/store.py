@@ -1,7 +1,7 @@
 """Compiled packages on disk: found by key, checked before they are loaded, bounded in bytes.
 
 A package is native code, so a foreign one would be run as the user. The folder belongs to the user alone, and a
-package counts only if a manifest beside it, written last, names its length and hash.
+package counts only if a manifest beside it, written last, names its length and hash (and has one of its own).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from specdec.errors import OptionError
 
@@ -23,6 +24,7 @@ _FORMAT = 1
 # What a store writes, but for locks.
 _FILE = re.compile(r"[0-9a-f]+(\.\d+\.tmp)?(\.json|\.pt2)|[0-9a-f]+\.\d+\.tmp")
 _DEFAULT_BYTES = 8 << 30
+_MOST_BYTES = 1 << 20  # of a manifest, which has some hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ class Store:
         built.chmod(0o600)  # whatever the umask: others may not write what is loaded as code
         os.replace(built, file)
         temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"format": _FORMAT, **asdict(package)}))
+        fields = asdict(package)
+        temporary.write_text(json.dumps({"format": _FORMAT, "digest": _digest(fields), **fields}))
         temporary.chmod(0o600)
         os.replace(temporary, manifest)
         self._evict(keep=package.key)
@@ -116,7 +119,8 @@ class Store:
     def remove(self, key: str) -> None:
         """Forgets a package."""
         for path in self._paths(key):  # the manifest first: what is left behind never counts
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder of that name, say
+                path.unlink(missing_ok=True)
 
     def clear(self) -> int:
         """Forgets all packages; returns the bytes freed. What is not a package's, or being built, stays."""
@@ -179,15 +183,24 @@ def describe(key: str, model: str, built: pathlib.Path, seconds: float, memory: 
 
 
 def _read(manifest: pathlib.Path) -> Package:
-    """Raises ValueError for what `put` has not written."""
-    content = json.loads(manifest.read_text())
+    """Raises ValueError for what `put` has not written, OSError for what cannot be read."""
+    with open(manifest, "rb") as file:
+        text = file.read(_MOST_BYTES + 1)
     try:
-        if content.pop("format") != _FORMAT or not isinstance(content["num_bytes"], int):
+        content = json.loads(text if len(text) <= _MOST_BYTES else b"")
+        if content.pop("format") != _FORMAT:
             raise ValueError("another version's manifest")
+        if content.pop("digest") != _digest(content) or content["key"] != manifest.stem:
+            raise ValueError("a damaged manifest, or another package's")
         content["memory"] = [tuple(shape) for shape in content["memory"]]
         return Package(**content)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("no manifest") from error
+
+
+def _digest(fields: Any) -> str:
+    """Of a manifest's fields: a changed bit in a size would be run as native code."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _is_being_built(path: pathlib.Path) -> bool:

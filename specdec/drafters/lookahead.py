@@ -13,7 +13,7 @@ from specdec.drafters.jacobi import JacobiWindow, Pool
 from specdec.drafters.trie import Trie, to_proposal
 from specdec.errors import OptionError
 from specdec.state import DecodeState
-from specdec.types import Acceptance, Proposal
+from specdec.types import MAX_NODES, Acceptance, Proposal
 
 logger = logging.getLogger("specdec")
 
@@ -138,6 +138,12 @@ class LookaheadDrafter(Drafter):
                     f"LookaheadDrafter needs an integer {name} >= {least[name]}, got {value!r}: smaller ones leave "
                     "nothing to guess or to verify."
                 )
+        most = window - 1 + window * (ngram - 2) + max_candidates * (ngram - 1)
+        if most > MAX_NODES:
+            raise OptionError(
+                f"LookaheadDrafter would propose up to {most} tokens a round, and at most {MAX_NODES} can be verified "
+                "together: use a smaller window, ngram or max_candidates."
+            )
         self.window, self.ngram = window, ngram
         self.max_candidates, self.max_ngrams = max_candidates, max_ngrams
         self.reads_text = reads_text

@@ -278,7 +278,7 @@ class CompiledSession(GraphChoices):
             tokens = tokens.clamp(0, self._runner.vocab_size - 1)
         outcome, self._starts, logits = self._graph.run(tokens, starts, self._cache, keep=keep)
         if self._is_greedy:
-            self._choice = outcome[:, 3]
+            self._choice = outcome[:, 3].clamp(min=0)  # NaN is a guess as any other
             return logits
         return self._as_wide_as_target(state, logits[:, 0])
 

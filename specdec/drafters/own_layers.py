@@ -133,7 +133,7 @@ class CompiledLayersSession(GraphChoices, LayersSession):
             tokens = tokens.clamp(0, self._runner.vocab_size - 1)
         outcome, self._starts, logits = self._graph.run(tokens, self._starts, _Buffers(self._cache, self._places))
         if self._is_greedy:
-            self._choice = outcome[:, 3]
+            self._choice = outcome[:, 3].clamp(min=0)  # NaN is a guess as any other
             return logits
         return self._as_wide_as_target(state, logits[:, 0])
 

@@ -9,8 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from specdec.errors import OptionError
-
-MAX_NODES = 1024  # a window holds them all, and its mask the square of their number
+from specdec.types import MAX_NODES
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class SkipSet:
             values["skip"] = _indices(values["skip"])
             values["tried"] = tuple(_indices(each) for each in values["tried"])
             found = cls(**values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise OptionError(
                 f"{os.fspath(path)} holds no set of layers that SkipSet.save() wrote ({error})."
             ) from error

@@ -18,7 +18,7 @@ from specdec.drafters.suffix_index import SuffixIndex, fingerprint
 from specdec.drafters.suffix_tree import Bounds, Branches, grow, to_proposal
 from specdec.errors import OptionError
 from specdec.state import DecodeState
-from specdec.types import Proposal
+from specdec.types import MAX_NODES, Proposal
 
 Tree = bool | Literal["auto"]
 
@@ -173,6 +173,8 @@ def _check_settings(tree: Tree, max_nodes: int, alpha: float, min_match: int, mi
     for name, count in (("max_nodes", max_nodes), ("min_match", min_match)):
         if type(count) is not int or count < 1:
             raise OptionError(f"SuffixDrafter needs a positive integer as {name}, got {count!r}.")
+    if max_nodes > MAX_NODES:
+        raise OptionError(f"max_nodes={max_nodes}: at most {MAX_NODES} drafted tokens a row can be verified together.")
     if not 0 < alpha < math.inf:
         raise OptionError(f"alpha, drafted tokens per matched token, must be positive, got {alpha!r}.")
     if not 0 <= min_score <= 1:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -20,8 +20,9 @@ from specdec.errors import DraftMismatchError, OptionError
 
 DEFAULT_BYTES = 256_000_000
 _FORMAT, _VERSION = "specdec suffix index", 1
+_PARTS = ("format", "version", "max_bytes", "vocab_size", "fingerprint", "tokens", "order")
 _MAX_PADDING = 1024  # embedding matrices are padded; more is another vocabulary
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_HEADER_BYTES = 4096  # of an array in the file, at most: what numpy writes in front of it
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -215,11 +216,8 @@ class SuffixIndex:
         bounded = None if max_bytes is None else cls(max_bytes)  # refuses an impossible one
         try:
             with open(path, "rb") as raw:
-                file = np.load(raw, allow_pickle=False)
-                if isinstance(file, np.ndarray):
-                    raise ValueError("a single array")
-                index, array = cls._read(file)
-        except _UNREADABLE as error:
+                index, array = cls._read(_parts(raw))
+        except Exception as error:  # zipfile, its codecs and numpy raise nearly everything on bytes that nobody wrote
             if not os.path.exists(path):
                 raise OptionError(f"there is no index {path}: make one with specdec index build FILES.") from None
             raise OptionError(
@@ -235,7 +233,7 @@ class SuffixIndex:
 
     @classmethod
     def _read(cls, parts: Mapping[str, Any]) -> tuple[SuffixIndex, SuffixArray]:
-        """Raises one of _UNREADABLE where the parts do not belong together."""
+        """Raises an exception of any kind where the parts do not belong together."""
         if str(parts["format"]) != _FORMAT or int(parts["version"]) != _VERSION:
             raise ValueError(f"format {parts['format']}, version {parts['version']}")
         tokens, order, vocab_size = parts["tokens"], parts["order"], int(parts["vocab_size"])
@@ -267,6 +265,31 @@ class SuffixIndex:
             if oldest.num_texts > 1:
                 arrays.insert(0, oldest.without_oldest(excess + self.max_bytes // 8))
         return arrays
+
+
+def _parts(raw: BinaryIO) -> dict[str, Any]:
+    """The arrays of a file that `save` wrote; never takes much more memory than the file has bytes.
+
+    Raises:
+        Exception: of any kind, for another file. One that is packed (a small file may unpack to any size), or in which
+            an array says that it is larger than its bytes, is refused before anything is allocated.
+    """
+    parts: dict[str, Any] = {}
+    with zipfile.ZipFile(raw) as archive:
+        for name in _PARTS:
+            info = archive.getinfo(f"{name}.npy")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its arrays are packed")
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                if version != (1, 0):
+                    raise ValueError(f"arrays of version {version}")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_HEADER_BYTES)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > info.file_size or len(shape) > 1:
+                raise ValueError("arrays of other types, or larger than the file")
+            with archive.open(info) as member:
+                parts[name] = np.lib.format.read_array(member, allow_pickle=False, max_header_size=_HEADER_BYTES)
+    return parts
 
 
 def _bytes_of(num_tokens: int) -> int:

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.drafters.model import ModelDrafter, ModelSession, prompt_of
 from specdec.drafters.planning import DynamicPlanner, LearningPlanner, Planner, ShapePlanner
-from specdec.drafters.shapes import MAX_NODES, Shape, check_acceptance, optimal_tree
+from specdec.drafters.shapes import Shape, check_acceptance, optimal_tree
 from specdec.drafters.tree_session import TreeSession
 from specdec.errors import OptionError
 from specdec.state import DecodeState
-from specdec.types import Law
+from specdec.types import MAX_NODES, Law
 
 Children = Literal["best", "iid", "without_replacement"]
 _LAWS = {"best": Law.GIVEN, "iid": Law.IID, "without_replacement": Law.WITHOUT_REPLACEMENT}

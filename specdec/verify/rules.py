@@ -24,14 +24,23 @@ def greedy(logits: Tensor, proposal: Proposal) -> Acceptance:
     Args:
         logits: [B, N + 1, V] processed target scores.
         proposal: [B, N] nodes; q is not looked at.
+
+    Returns:
+        What is accepted; next_token is -1 where a logit is NaN.
     """
-    choice = logits.argmax(-1)  # [B, N + 1]
+    choice = best(logits)  # [B, N + 1]
     if proposal.is_chain:
         path, num_accepted = accepted_prefix((proposal.tokens == choice[:, :-1]) & proposal.valid)
         return Acceptance(path, num_accepted, choice.gather(1, num_accepted[:, None]).squeeze(1))
     accepted = proposal.tokens == choice.gather(1, proposal.parents + 1)
     path, num_accepted, end = walk(children_table(proposal), accepted, proposal.depth)
     return Acceptance(path, num_accepted, choice.gather(1, end[:, None]).squeeze(1))
+
+
+def best(logits: Tensor) -> Tensor:
+    """[...] int64 argmax of [..., V]; -1 where one of them is NaN, which argmax takes for the largest."""
+    choice = logits.argmax(-1, keepdim=True)
+    return torch.where(logits.gather(-1, choice).isnan(), -1, choice).squeeze(-1)
 
 
 def rejection(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:

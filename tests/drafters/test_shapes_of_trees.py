@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from specdec import OptionError
-from specdec.drafters.shapes import MAX_NODES, Shape, expected_accepted, optimal_tree
+from specdec.drafters.shapes import Shape, expected_accepted, optimal_tree
+from specdec.types import MAX_NODES
 
 
 def test_numbering() -> None:
