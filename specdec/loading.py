@@ -47,8 +47,8 @@ def load_all(target: str | None, draft: str | None, dtype: torch.dtype, device: 
     if target is None:
         model, small, tokenizer = bundled_pair(dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, trust_remote_code=False).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     return Loaded(placed(model, device), _drafter(draft, small, tokenizer, dtype, device), tokenizer)
 
 
@@ -92,13 +92,13 @@ def load_draft(asked: str, path: str, dtype: torch.dtype) -> tuple[PreTrainedMod
         OptionError: either cannot be loaded.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         names = ", ".join(NAMES)
         raise OptionError(
             f"--draft {asked} is neither a drafter ({names}, none) nor a model that can be loaded: {error}"
         ) from None
     try:
-        return model, AutoTokenizer.from_pretrained(path)
+        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OptionError(f"--draft {asked} has no tokenizer that can be loaded beside the model: {error}") from None

@@ -123,7 +123,7 @@ def _model(choice: Choice, profile: Profile, device: str) -> PreTrainedModel:
         raise OptionError(f"the profile does not say where the draft {name} is. Run `specdec profile` again.")
     _check_place(choice.path, f"the draft {name}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(choice.path, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(choice.path, dtype=dtype, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         raise OptionError(
             f"the draft {name} that the profile recommends cannot be loaded from {choice.path}: {error}. Put it there, "
@@ -158,7 +158,7 @@ def _target_tokenizer(profile: Profile, is_local: bool = False) -> PreTrainedTok
 def _tokenizer(place: str, what: str, is_local: bool = False) -> PreTrainedTokenizerBase:
     _check_place(place, what)
     try:
-        return AutoTokenizer.from_pretrained(place, local_files_only=is_local)
+        return AutoTokenizer.from_pretrained(place, local_files_only=is_local, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OptionError(f"{what} cannot be loaded from {place}: {error}. Put it there.") from None
 

@@ -123,8 +123,14 @@ class Profiling:
             target, draft, tokenizer = bundled_pair(dtype)
             return placed(target, device), placed(draft, device), tokenizer
         spread: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
-        model = AutoModelForCausalLM.from_pretrained(options.target, dtype=dtype, **spread).eval()
-        return model if spread else placed(model, device), None, AutoTokenizer.from_pretrained(options.target)
+        model = AutoModelForCausalLM.from_pretrained(
+            options.target, dtype=dtype, **spread, trust_remote_code=False
+        ).eval()
+        return (
+            model if spread else placed(model, device),
+            None,
+            AutoTokenizer.from_pretrained(options.target, trust_remote_code=False),
+        )
 
     def _measure(self) -> None:
         options, space = self.options, self.space
