@@ -151,7 +151,7 @@ def test_a_folder_with_code_of_its_own_is_refused(
         assert runner.invoke(app, command, input="y\ny\ny\n").exit_code != 0
     assert not mark.exists()
     assert not (tmp_path / "i.npz").exists()
-    # In a process of its own: transformers marks the classes that such code names, and saves them otherwise from then on.
+    # In a process of its own: transformers marks the classes that such code names, and saves them otherwise after that.
     code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(folder)!r}, trust_remote_code=True)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert mark.exists(), "the folder's code is what such code would be"
