@@ -1,0 +1,183 @@
+"""A call played again without a cache: what was drafted is taken as given, all that was decided is decided anew.
+
+A drafter is wrapped so that each round's proposal is written down. The player then goes through the text round by round:
+plain forwards over whole texts, one row at a time, give p; the rule is its plain reading in Python floats
+(`verify/scalar.py`); the coins are named as the papers' coins would be, by request, length, purpose and node. It shares
+nothing with the loop but the hash behind the coins: no cache, no window, no mask, no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import specdec
+from specdec.types import Proposal
+from specdec.verify.coins import Purpose, uniform
+
+Plain = Callable[..., tuple[list[int], int]]  # a rule of verify/scalar.py
+
+
+@dataclass(frozen=True)
+class Round:
+    """One proposal as the drafter made it, and how much of it each row may use.
+
+    Args:
+        requests, lengths: of each row, its index in the batch and its committed tokens.
+    """
+
+    requests: list[int]
+    lengths: list[int]
+    proposal: Proposal
+    limit: list[int]
+
+
+class Recording(specdec.Drafter):
+    """Another drafter, whose proposals are kept in `rounds`."""
+
+    def __init__(self, inner: specdec.Drafter) -> None:
+        self._inner = inner
+        self.rounds: list[Round] = []
+        self.depth = inner.depth
+        self.trees = self.replays = self.levels = False  # what the target's windows are like
+
+    def check(self, target: PreTrainedModel) -> None:
+        self._inner.check(target)
+
+    def start(self, state: specdec.DecodeState) -> specdec.DraftSession:
+        assert state.target is not None
+        layout = state.target.layout
+        self.trees, self.replays, self.levels = layout.trees, state.target.replays, layout.level
+        session = self._inner.start(state)
+        propose = session.propose
+
+        def kept(state: specdec.DecodeState, limit: Sequence[int]) -> Proposal:
+            before = list(state.host_requests), list(map(len, state.host_tokens))
+            proposal = propose(state, limit)
+            self.rounds.append(Round(*before, proposal, list(limit)))
+            return proposal
+
+        session.propose = kept  # type: ignore[method-assign]
+        self.levels = self.levels or session.levels
+        return session
+
+
+class Player:
+    """Decides every round of a call again.
+
+    Args:
+        model: the target.
+        inputs: of the call, as `generate` takes them.
+        temperature: the call's.
+        seed: of its coins.
+        rule: in its plain reading; chains only if `rule` is block verification, trees by `of_trees` then.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        temperature: float,
+        seed: int,
+        rule: Plain,
+        of_trees: Plain,
+    ) -> None:
+        self._model: Any = model
+        self._inputs = inputs
+        self._temperature, self._seed = temperature, seed
+        self._rule, self._of_trees = rule, of_trees
+        self.accepted = self.rejected = 0
+
+    def play(self, recorded: Recording, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
+        """The text of each row, prompts included."""
+        rounds = {(q, n): r for r in recorded.rounds for q, n in zip(r.requests, r.lengths, strict=True)}
+        texts = [list(prompt) for prompt in prompts]
+        ends = [len(prompt) + num_new for prompt in prompts]
+        while running := [q for q, (text, end) in enumerate(zip(texts, ends, strict=True)) if len(text) < end]:
+            new = {q: self._row(recorded, rounds.get((q, len(texts[q]))), q, texts[q]) for q in running}
+            slowest = min(map(len, new.values())) if recorded.levels else None
+            for q in running:
+                texts[q] += new[q][:slowest]
+                del texts[q][ends[q] :]
+        return texts
+
+    def _row(self, recorded: Recording, told: Round | None, request: int, text: list[int]) -> list[int]:
+        """What the round commits of one row."""
+        nodes: dict[str, list[Any]] = {"tokens": [], "parents": [], "valid": []}
+        q: list[list[float]] | None = None
+        law = specdec.Law.GIVEN
+        if told is not None and told.proposal.num_nodes:
+            row = told.requests.index(request)
+            proposal = told.proposal
+            if not (recorded.trees or proposal.is_chain):
+                proposal, _ = proposal.first_chain()
+            if recorded.replays:
+                proposal = proposal.cut(told.limit)
+            valid = proposal.valid[row]
+            if proposal.is_chain:
+                valid = valid.cumprod(0).bool()
+            nodes = {"tokens": proposal.tokens[row].tolist(), "parents": proposal.parents[row].tolist()}
+            nodes["valid"] = valid.tolist()
+            law = proposal.law
+            if proposal.q is not None and proposal.q_index is not None:
+                q, nodes["q_index"] = proposal.q[row].double().tolist(), proposal.q_index[row].tolist()
+            _without_the_impossible(nodes, q, law)
+        is_chain = told is None or told.proposal.is_chain or not recorded.trees
+        p = self._distributions(request, text, nodes)
+        coins = self._coins(request, len(text), len(nodes["tokens"]))
+        rule = self._rule if is_chain else self._of_trees
+        if is_chain and q is not None:
+            q = [q[i] for i in nodes["q_index"]]
+            nodes["q_index"] = list(range(len(q)))
+        path, token = rule(p, q, nodes, law, *coins)
+        self.accepted += len(path)
+        self.rejected += len(path) < sum(nodes["valid"])
+        return [*(nodes["tokens"][node] for node in path), token]
+
+    def _coins(self, request: int, length: int, num_nodes: int) -> tuple[list[float], float]:
+        row, at = torch.tensor([request]), torch.tensor([length])
+        accept = [float(uniform(self._seed, row, at, int(Purpose.ACCEPT), node)) for node in range(num_nodes)]
+        return accept, float(uniform(self._seed, row, at, int(Purpose.NEXT_TOKEN), 0))
+
+    @torch.no_grad()
+    def _distributions(self, request: int, text: list[int], nodes: dict[str, list[Any]]) -> list[list[float]]:
+        """p at the root and behind every valid node, each from the whole text before it."""
+        paths: list[list[int]] = [text]
+        for token, parent, valid in zip(nodes["tokens"], nodes["parents"], nodes["valid"], strict=True):
+            paths.append([*paths[parent + 1], token] if valid else text)
+        longest = max(map(len, paths))
+        ids = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths])
+        logits = self._logits(request, ids)
+        behind = torch.stack([row[len(path) - 1] for row, path in zip(logits, paths, strict=True)])
+        return (behind.float() / self._temperature).softmax(-1).double().tolist()
+
+    def _logits(self, request: int, ids: Tensor) -> Tensor:
+        if not self._model.config.is_encoder_decoder:
+            return self._model(ids, use_cache=False).logits
+        own = {name: value[request : request + 1].repeat_interleave(len(ids), 0) for name, value in self._inputs.items()}
+        return self._model(**own, decoder_input_ids=ids, use_cache=False).logits
+
+
+def _without_the_impossible(nodes: dict[str, list[Any]], q: list[list[float]] | None, law: specdec.Law) -> None:
+    """A token that its q could not draw counts as absent, and so does what hangs on it; see `verify.rejection`."""
+    drawn: dict[int, list[int]] = {}
+    for node, (token, parent) in enumerate(zip(nodes["tokens"], nodes["parents"], strict=True)):
+        if parent >= 0 and not nodes["valid"][parent]:
+            nodes["valid"][node] = False
+        if q is None or not nodes["valid"][node]:
+            continue
+        elders = drawn.setdefault(parent, [])
+        again = law is specdec.Law.WITHOUT_REPLACEMENT and token in elders
+        nodes["valid"][node] = q[nodes["q_index"][node]][token] > 0 and not again
+        elders.append(token)
+
+
+def seed_of(generator_seed: int) -> int:
+    """generate() draws the seed of its coins from the generator that it is given."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (), generator=torch.Generator().manual_seed(generator_seed)))
+

@@ -1,0 +1,95 @@
+"""The matrix, sampled: ragged rows, every strategy on every family that works.
+
+Coupled: transformers' own `generate()` under noise that is a function of the text must be equalled token for token.
+That mode never runs an acceptance rule, so a second column replays each call without a cache (`replay.py`) and
+decides every round anew with the rule's plain reading and the same coins.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import families
+import pytest
+import torch
+from equality.coupling import GumbelNoise
+from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES
+from lossless.replay import Player, Recording, seed_of
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+import specdec
+
+NEW_TOKENS = 32
+ROWS = 3
+TEMPERATURE = 1.5  # tiny random models have wide logits
+
+
+@cache
+def coupled(name: str) -> Tensor:
+    """What transformers writes under noise."""
+    noise = LogitsProcessorList([GumbelNoise()])
+    return families.family(name).generate(
+        **families.inputs(name, ROWS), max_new_tokens=NEW_TOKENS, do_sample=False, logits_processor=noise
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_coupled_sampling_equals_generate(name: str, strategy: str) -> None:
+    if (name, strategy) in REFUSED:
+        pytest.skip("refused; see test_strategy_matrix.py")
+    stats: list[specdec.SpeculationStats] = []
+    out = specdec.generate(
+        families.family(name),
+        **families.inputs(name, ROWS),
+        drafter=STRATEGIES[strategy].make(name),
+        num_draft_tokens=4,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([GumbelNoise()]),
+        on_finish=stats.append,
+    )
+    assert torch.equal(out, coupled(name))
+    if not STRATEGIES[strategy].is_silent:
+        assert stats[0].drafted > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: str) -> None:
+    if (name, strategy) in REFUSED:
+        pytest.skip("refused; see test_strategy_matrix.py")
+    check(name, strategy, rule)
+
+
+def check(name: str, strategy: str, rule: str, **how: object) -> specdec.SpeculationStats:
+    """One sampled call and its replay; returns the call's statistics."""
+    model, inputs = families.family(name), families.inputs(name, ROWS)
+    recorded = Recording(STRATEGIES[strategy].make(name))
+    stats: list[specdec.SpeculationStats] = []
+    out = specdec.generate(
+        model,
+        **inputs,
+        drafter=recorded,
+        num_draft_tokens=4,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=0,
+        rule=rule,
+        generator=torch.Generator().manual_seed(5),
+        on_finish=stats.append,
+        **how,
+    )
+    prompt_length = out.shape[1] - NEW_TOKENS
+    mask = inputs.get("attention_mask")
+    if model.config.is_encoder_decoder or mask is None:
+        mask = torch.ones(ROWS, prompt_length, dtype=torch.int64)
+    prompts = [row[:prompt_length][keep.bool()].tolist() for row, keep in zip(out, mask, strict=True)]
+    player = Player(model, inputs, TEMPERATURE, seed_of(5), RULES[rule], RULES["rejection"])
+    played = player.play(recorded, prompts, NEW_TOKENS)
+    assert [text[-NEW_TOKENS:] for text in played] == out[:, -NEW_TOKENS:].tolist()
+    assert recorded.levels or player.accepted >= stats[0].accepted > 0 or not stats[0].accepted
+    return stats[0]
