@@ -1,9 +1,9 @@
 """A call played again without a cache: what was drafted is taken as given, all that was decided is decided anew.
 
 A drafter is wrapped so that each round's proposal is written down. The player then goes through the text round by round:
-plain forwards over whole texts, one row at a time, give p; the rule is its plain reading in Python floats
+plain forwards over whole texts give p; the rule is its plain reading in Python floats
 (`verify/scalar.py`); the coins are named as the papers' coins would be, by request, length, purpose and node. It shares
-nothing with the loop but the hash behind the coins: no cache, no window, no mask, no batch.
+nothing with the loop but the hash behind the coins: no cache, no window, no mask, no padding in front.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import specdec
 from specdec.types import Proposal
 from specdec.verify.coins import Purpose, uniform
 
+Rows = list[list[float]]  # distributions
 Plain = Callable[..., tuple[list[int], int]]  # a rule of verify/scalar.py
 
 
@@ -35,6 +36,23 @@ class Round:
     lengths: list[int]
     proposal: Proposal
     limit: list[int]
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """One row's part of a proposal, as `verify/scalar.py` reads it; q has one distribution a node."""
+
+    nodes: dict[str, list[Any]]
+    q: Rows | None
+    law: specdec.Law
+    is_chain: bool
+
+    def paths(self) -> list[list[int]]:
+        """The tokens to the root and to each node; nodes that do not count stand for the root."""
+        out: list[list[int]] = [[]]
+        for token, parent, valid in zip(*(self.nodes[n] for n in ("tokens", "parents", "valid")), strict=True):
+            out.append([*out[parent + 1], token] if valid else [])
+        return out
 
 
 class Recording(specdec.Drafter):
@@ -91,7 +109,7 @@ class Player:
         self._inputs = inputs
         self._temperature, self._seed = temperature, seed
         self._rule, self._of_trees = rule, of_trees
-        self.accepted = self.rejected = 0
+        self.accepted = 0
 
     def play(self, recorded: Recording, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
         """The text of each row, prompts included."""
@@ -99,45 +117,23 @@ class Player:
         texts = [list(prompt) for prompt in prompts]
         ends = [len(prompt) + num_new for prompt in prompts]
         while running := [q for q, (text, end) in enumerate(zip(texts, ends, strict=True)) if len(text) < end]:
-            new = {q: self._row(recorded, rounds.get((q, len(texts[q]))), q, texts[q]) for q in running}
+            told = {q: rounds.get((q, len(texts[q]))) for q in running}
+            drafted = {q: _drafted(recorded, told[q], q) for q in running}
+            p = self._distributions(texts, drafted)
+            new = {q: self._decide(q, len(texts[q]), drafted[q], p[q]) for q in running}
             slowest = min(map(len, new.values())) if recorded.levels else None
             for q in running:
                 texts[q] += new[q][:slowest]
                 del texts[q][ends[q] :]
         return texts
 
-    def _row(self, recorded: Recording, told: Round | None, request: int, text: list[int]) -> list[int]:
+    def _decide(self, request: int, length: int, drafted: Drafted, p: Rows) -> list[int]:
         """What the round commits of one row."""
-        nodes: dict[str, list[Any]] = {"tokens": [], "parents": [], "valid": []}
-        q: list[list[float]] | None = None
-        law = specdec.Law.GIVEN
-        if told is not None and told.proposal.num_nodes:
-            row = told.requests.index(request)
-            proposal = told.proposal
-            if not (recorded.trees or proposal.is_chain):
-                proposal, _ = proposal.first_chain()
-            if recorded.replays:
-                proposal = proposal.cut(told.limit)
-            valid = proposal.valid[row]
-            if proposal.is_chain:
-                valid = valid.cumprod(0).bool()
-            nodes = {"tokens": proposal.tokens[row].tolist(), "parents": proposal.parents[row].tolist()}
-            nodes["valid"] = valid.tolist()
-            law = proposal.law
-            if proposal.q is not None and proposal.q_index is not None:
-                q, nodes["q_index"] = proposal.q[row].double().tolist(), proposal.q_index[row].tolist()
-            _without_the_impossible(nodes, q, law)
-        is_chain = told is None or told.proposal.is_chain or not recorded.trees
-        p = self._distributions(request, text, nodes)
-        coins = self._coins(request, len(text), len(nodes["tokens"]))
-        rule = self._rule if is_chain else self._of_trees
-        if is_chain and q is not None:
-            q = [q[i] for i in nodes["q_index"]]
-            nodes["q_index"] = list(range(len(q)))
-        path, token = rule(p, q, nodes, law, *coins)
+        coins = self._coins(request, length, len(drafted.nodes["tokens"]))
+        rule = self._rule if drafted.is_chain else self._of_trees
+        path, token = rule(p, drafted.q, drafted.nodes, drafted.law, *coins)
         self.accepted += len(path)
-        self.rejected += len(path) < sum(nodes["valid"])
-        return [*(nodes["tokens"][node] for node in path), token]
+        return [*(drafted.nodes["tokens"][node] for node in path), token]
 
     def _coins(self, request: int, length: int, num_nodes: int) -> tuple[list[float], float]:
         row, at = torch.tensor([request]), torch.tensor([length])
@@ -145,22 +141,43 @@ class Player:
         return accept, float(uniform(self._seed, row, at, int(Purpose.NEXT_TOKEN), 0))
 
     @torch.no_grad()
-    def _distributions(self, request: int, text: list[int], nodes: dict[str, list[Any]]) -> list[list[float]]:
-        """p at the root and behind every valid node, each from the whole text before it."""
-        paths: list[list[int]] = [text]
-        for token, parent, valid in zip(nodes["tokens"], nodes["parents"], nodes["valid"], strict=True):
-            paths.append([*paths[parent + 1], token] if valid else text)
-        longest = max(map(len, paths))
-        ids = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths])
-        logits = self._logits(request, ids)
-        behind = torch.stack([row[len(path) - 1] for row, path in zip(logits, paths, strict=True)])
-        return (behind.float() / self._temperature).softmax(-1).double().tolist()
+    def _distributions(self, texts: Sequence[list[int]], drafted: dict[int, Drafted]) -> dict[int, Rows]:
+        """p of each row, at its root and behind every valid node: from whole texts, padded behind their ends."""
+        every: list[tuple[int, list[int]]] = []
+        for request, own in drafted.items():
+            every += [(request, texts[request] + path) for path in own.paths()]
+        longest = max(len(text) for _, text in every)
+        ids = torch.tensor([[*text, *[0] * (longest - len(text))] for _, text in every])
+        logits = self._logits(torch.tensor([request for request, _ in every]), ids)
+        behind = torch.stack([row[len(text) - 1] for row, (_, text) in zip(logits, every, strict=True)])
+        p = (behind.float() / self._temperature).softmax(-1).double().tolist()
+        return {q: [one for one, (request, _) in zip(p, every, strict=True) if request == q] for q in drafted}
 
-    def _logits(self, request: int, ids: Tensor) -> Tensor:
+    def _logits(self, requests: Tensor, ids: Tensor) -> Tensor:
         if not self._model.config.is_encoder_decoder:
             return self._model(ids, use_cache=False).logits
-        own = {name: value[request : request + 1].repeat_interleave(len(ids), 0) for name, value in self._inputs.items()}
+        own = {name: value[requests] for name, value in self._inputs.items()}
         return self._model(**own, decoder_input_ids=ids, use_cache=False).logits
+
+
+def _drafted(recorded: Recording, told: Round | None, request: int) -> Drafted:
+    """What the round verifies of a row."""
+    if told is None or not told.proposal.num_nodes:
+        return Drafted({"tokens": [], "parents": [], "valid": []}, None, specdec.Law.GIVEN, True)
+    row, proposal = told.requests.index(request), told.proposal
+    if not (recorded.trees or proposal.is_chain):
+        proposal, _ = proposal.first_chain()
+    if recorded.replays:
+        proposal = proposal.cut(told.limit)
+    valid = proposal.valid[row].cumprod(0).bool() if proposal.is_chain else proposal.valid[row]
+    parts = {"tokens": proposal.tokens[row], "parents": proposal.parents[row], "valid": valid}
+    nodes: dict[str, list[Any]] = {name: part.tolist() for name, part in parts.items()}
+    q: Rows | None = None
+    if proposal.q is not None and proposal.q_index is not None:
+        q = proposal.q[row, proposal.q_index[row]].double().tolist()  # one a node
+        nodes["q_index"] = list(range(len(q)))
+    _without_the_impossible(nodes, q, proposal.law)
+    return Drafted(nodes, q, proposal.law, proposal.is_chain)
 
 
 def _without_the_impossible(nodes: dict[str, list[Any]], q: list[list[float]] | None, law: specdec.Law) -> None:

@@ -13,6 +13,7 @@ _TREES = "tests/lossless/test_trees.py"
 _RAGGED = f"{_GREEDY}::test_equals_generate[llama-model-3-sdpa]"
 _PLAIN = f"{_INTERPRETER}::test_equals_the_interpreter[llama-plain-3]"
 _WARPED = f"{_INTERPRETER}::test_equals_the_interpreter[llama-warped-3]"
+_REPLAYED = "tests/lossless/test_matrix_sampled.py::test_rules_decide_as_their_plain_readings"
 _OPTIONS = "tests/test_equality.py"
 _STOPS = "tests/test_stopping.py"
 
@@ -71,7 +72,7 @@ LOOP = [
         _LOOP,
         'rule = block if self.rule == "block" and proposal.is_chain else rejection',
         "rule = rejection",
-        [f"{_INTERPRETER}", "tests/lossless/test_matrix_sampled.py"],
+        [f"{_REPLAYED}[gpt2-model-block]"],
     ),
     Mutant(
         "the compiled graph of rejection where block verification was asked for",

@@ -30,7 +30,7 @@ CHAINS = [
         _RULES,
         "(proposal.valid & (q_x > 0)).cumprod(1).bool()",
         "proposal.valid.cumprod(1).bool()",
-        [_SCALAR, _LAW],
+        ["tests/verify/test_absent.py"],
     ),
     Mutant(
         "the residual is p",
@@ -323,17 +323,10 @@ BLOCK = [
         _CHAINS,
     ),
     Mutant(
-        "block: all rows end with the longest",
+        "block: all rows are as long as the longest",
         _RULES,
-        "is_end = steps == length[:, None]",
-        "is_end = (steps == num_nodes).expand(batch_size, -1)",
-        _CHAINS,
-    ),
-    Mutant(
-        "block: q goes on behind a row's end",
-        _RULES,
-        "q_next = torch.where((steps >= length[:, None])[:, :, None], 0.0, q_next)\n",
-        "pass\n",
+        "length = valid.sum(1)  # [B]",
+        "length = torch.full_like(valid.sum(1), num_nodes)",
         _CHAINS,
     ),
     Mutant(
