@@ -58,17 +58,13 @@ class Strategy:
 
 STRATEGIES: dict[str, Strategy] = {
     "model": Strategy(specdec.ModelDrafter, lambda name: specdec.ModelDrafter(draft(name))),
-    "confident": Strategy(
-        specdec.ModelDrafter, lambda name: specdec.ModelDrafter(draft(name), min_confidence=0.3)
-    ),
+    "confident": Strategy(specdec.ModelDrafter, lambda name: specdec.ModelDrafter(draft(name), min_confidence=0.3)),
     "tree static": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), widths=[2, 2, 1])),
     "tree i.i.d.": Strategy(
         specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), widths=[2, 2, 1], children="iid")
     ),
     "tree dynamic": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8)),
-    "tree EAGLE-2": Strategy(
-        specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8, expand=2)
-    ),
+    "tree EAGLE-2": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8, expand=2)),
     "tree optimal": Strategy(
         specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8, acceptance="auto")
     ),

@@ -197,4 +197,3 @@ def _without_the_impossible(nodes: dict[str, list[Any]], q: list[list[float]] | 
 def seed_of(generator_seed: int) -> int:
     """generate() draws the seed of its coins from the generator that it is given."""
     return int(torch.randint(-(2**63), 2**63 - 1, (), generator=torch.Generator().manual_seed(generator_seed)))
-

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.mutants.mutant import ROOT, Mutant
-from tests.mutants.report import write_page
+from tests.mutants.report import Kept, write_page
 from tests.mutants.table import MUTANTS
 from tests.mutants.worker import Result, run_task, settle
 
@@ -28,6 +28,7 @@ class Options:
     seconds: float
     page: pathlib.Path | None
     unmutated: bool
+    kept: pathlib.Path | None
 
 
 def read_options(arguments: Sequence[str]) -> Options:
@@ -37,6 +38,7 @@ def read_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"most seconds a mutant ({SECONDS:.0f})")
     parser.add_argument("--list", action="store_true", help="name them, run nothing")
     parser.add_argument("--skip-unmutated", action="store_true", help="do not run the tests without a mutant first")
+    parser.add_argument("--keep", type=pathlib.Path, help="write results to a file, and do not run what it has killed")
     parser.add_argument("--page", action="store_true", help="write docs/mutants.md; needs all mutants")
     asked = parser.parse_args(arguments)
     names = [name.lower() for name in asked.names]
@@ -50,7 +52,7 @@ def read_options(arguments: Sequence[str]) -> Options:
             print(f"{mutant.file:32} {mutant.name}")
         sys.exit(0)
     page = ROOT / "docs" / "mutants.md" if asked.page else None
-    return Options(chosen, max(1, asked.jobs), asked.seconds, page, not asked.skip_unmutated)
+    return Options(chosen, max(1, asked.jobs), asked.seconds, page, not asked.skip_unmutated, asked.keep)
 
 
 def union(mutants: Sequence[Mutant]) -> list[str]:
@@ -59,26 +61,32 @@ def union(mutants: Sequence[Mutant]) -> list[str]:
     return [test for test in every if not any(test != other and test.startswith(f"{other}::") for other in every)]
 
 
-def results(options: Options, folder: str) -> Iterator[tuple[Mutant | None, Result]]:
+def results(options: Options, mutants: Sequence[Mutant], folder: str) -> Iterator[tuple[Mutant | None, Result]]:
     """Of the tests without a mutant, then of each mutant, as they come."""
     with multiprocessing.get_context("spawn").Pool(options.jobs, settle, (folder,)) as pool:
-        if options.unmutated:
-            yield pool.apply(run_task, ((None, union(options.mutants), 20 * options.seconds),))
-        yield from pool.imap_unordered(run_task, [(m, m.tests, options.seconds) for m in options.mutants])
+        if options.unmutated and mutants:
+            yield pool.apply(run_task, ((None, union(mutants), 20 * options.seconds),))
+        yield from pool.imap_unordered(run_task, [(m, m.tests, options.seconds) for m in mutants])
 
 
 def main(arguments: Sequence[str]) -> int:
     options = read_options(arguments)
-    begun, found = time.monotonic(), {}
+    kept = Kept(options.kept, options.mutants)
+    begun, found = time.monotonic(), kept.killed()
+    left = [mutant for mutant in options.mutants if mutant.name not in found]
     words = {"failed": "killed", "passed": "SURVIVED", "timed out": "TIMED OUT", "broken": "BROKEN"}
     with tempfile.TemporaryDirectory(prefix="specdec-mutants-") as folder:
-        for mutant, result in results(options, folder):
+        for mutant, result in results(options, left, folder):
             if mutant is None:
-                print(f"without a mutant: {result.verdict} in {result.seconds:.0f} s  {result.test} {result.why}", flush=True)
+                print(
+                    f"without a mutant: {result.verdict} in {result.seconds:.0f} s  {result.test} {result.why}",
+                    flush=True,
+                )
                 if result.verdict != "passed":
                     return 1
                 continue
             found[mutant.name] = result
+            kept.add(mutant.name, result)
             count = f"{len(found)}/{len(options.mutants)}"
             print(f"{count:>7}  {words[result.verdict]:9} {result.seconds:5.1f} s  {mutant.name}", flush=True)
             print(f"{'':27}{result.test or result.why or 'no test noticed'}", flush=True)
@@ -88,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in alive:
         print(f"  {words[found[name].verdict]}: {name}")
     if options.page is not None:
-        write_page(options.page, options.mutants, found, minutes)
+        write_page(options.page, options.mutants, found)
         print(f"Written to {options.page.relative_to(ROOT)}.")
     return 1 if alive else 0
 

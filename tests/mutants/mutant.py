@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Mutant:
         path = root / "specdec" / self.file
         source = path.read_text()
         if source.count(self.old) != 1:
-            raise MutantError(f"{self.name!r}: its text is found {source.count(self.old)} times in {self.file}, not once.")
+            raise MutantError(
+                f"{self.name!r}: its text is found {source.count(self.old)} times in {self.file}, not once."
+            )
         mutated = source.replace(self.old, self.new)
         try:
             trees = [ast.dump(ast.parse(text)) for text in (source, mutated)]
@@ -50,3 +53,8 @@ class Mutant:
         if trees[0] == trees[1]:
             raise MutantError(f"{self.name!r} changes nothing.")
         return mutated
+
+    @property
+    def digest(self) -> str:
+        """Changes with whatever a result depends on but for the code itself."""
+        return hashlib.blake2b(repr((self.file, self.old, self.new, *self.tests)).encode(), digest_size=8).hexdigest()

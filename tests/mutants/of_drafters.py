@@ -199,7 +199,10 @@ TREES = [
         _TREE,
         "self._cache.commit(num_kept, torch.where(steps < num_kept[:, None], places, -1))",
         "self._cache.commit(num_kept, torch.where(steps < num_kept[:, None], steps, -1))",
-        [f"{_TREES}::test_the_target_drafts_for_itself", f"{_TREES}::test_trees_accept_more_than_chains_of_their_depth"],
+        [
+            f"{_TREES}::test_the_target_drafts_for_itself",
+            f"{_TREES}::test_trees_accept_more_than_chains_of_their_depth",
+        ],
     ),
     Mutant(
         "a tree's last node is taken for fed",

@@ -6,13 +6,14 @@ from tests.mutants.mutant import Mutant
 
 _ROLLBACK, _LAYERS, _SLIDING = "cache/rollback.py", "cache/layers.py", "cache/sliding.py"
 _RECURRENT, _EXCHANGE = "cache/recurrent.py", "cache/exchange.py"
-_MACHINE = "tests/cache/test_state_machine.py::test_any_program_leaves_the_memory_of_the_text"
+_MACHINE = "tests/cache/test_state_machine{}.py::test_any_program_leaves_the_memory_of_the_text[{}]"
+_WINDOWS = ("mistral", "gemma2", "gpt_oss", "mamba2", "lfm2")
 _ROWS = "tests/cache/test_rows.py"
 _ATTENTION = "tests/cache/test_attention.py"
 
 
 def _machine(*names: str) -> list[str]:
-    return [f"{_MACHINE}[{name}-25]" for name in names]
+    return [_MACHINE.format("_windows" if name in _WINDOWS else "", name) for name in names]
 
 
 ROLLBACK = [

@@ -10,7 +10,6 @@ _GREEDY = "tests/lossless/test_greedy_equality.py::test_equals_generate"
 _RAGGED = [f"{_GREEDY}[llama-model-3-sdpa]", f"{_GREEDY}[gpt2-model-3-sdpa]"]
 _TREES = "tests/lossless/test_trees.py"
 _MODELS = "tests/test_models.py::test_equals_generate"
-_MACHINE = "tests/cache/test_state_machine.py::test_any_program_leaves_the_memory_of_the_text"
 
 MUTANTS = [
     Mutant(
@@ -130,13 +129,13 @@ MUTANTS = [
         _FEEDING,
         "return [min(chunk, p - 1) for p in pending]",
         "return [min(chunk, p) for p in pending]",
-        ["tests/test_equality.py", f"{_MACHINE}[llama-25]"],
+        ["tests/cache/test_state_machine.py::test_any_program_leaves_the_memory_of_the_text[llama]"],
     ),
     Mutant(
         "recurrent rows that are ahead do not wait",
         _FEEDING,
         "return [width if p > width else 0 for p in pending]",
         "return [min(width, p - 1) for p in pending]",
-        [f"{_MACHINE}[mamba2-25]"],
+        ["tests/cache/test_state_machine_windows.py::test_any_program_leaves_the_memory_of_the_text[mamba2]"],
     ),
 ]
