@@ -109,7 +109,7 @@ def _until(tokens: list[int], ends: set[int]) -> list[int]:
 
 def compare(target: Any, every: list[list[int]], sides: dict[str, Way], chunk: int) -> Iterator[dict[str, Count]]:
     """The counts so far, after each chunk of prompts."""
-    (reference, plain), *others = sides.items()
+    (_, plain), *others = sides.items()
     counts = {name: Count() for name, _ in others}
     for begin in range(0, len(every), chunk):
         rows = every[begin : begin + chunk]
@@ -155,9 +155,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     target, draft, tokenizer = specdec.bundled_pair()
-    print(
-        f"torch {version('torch')}, transformers {version('transformers')}, {platform.machine()}, {asked.threads} threads"
-    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    print(f"{versions}, {platform.machine()}, {asked.threads} threads")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     every = prompts(tokenizer, asked.prompts, asked.longest)
     counts: dict[str, Count] = {}

@@ -1,4 +1,4 @@
-"""The matrix's axes. A new strategy, rule or kind of memory joins with one line here; `test_registration.py` asks for it.
+"""The matrix's axes. A new strategy, rule or kind of memory joins with one line here; `test_registration.py` asks.
 
 Rows: the families of `families.py`. Columns: the strategies below x greedy, coupled sampling and the rules below x
 uncompiled and compiled; see `test_strategy_matrix.py`, `test_matrix_sampled.py` and `compiled/test_matrix_compiled.py`.

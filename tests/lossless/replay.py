@@ -1,9 +1,9 @@
 """A call played again without a cache: what was drafted is taken as given, all that was decided is decided anew.
 
-A drafter is wrapped so that each round's proposal is written down. The player then goes through the text round by round:
-plain forwards over whole texts give p; the rule is its plain reading in Python floats
-(`verify/scalar.py`); the coins are named as the papers' coins would be, by request, length, purpose and node. It shares
-nothing with the loop but the hash behind the coins: no cache, no window, no mask, no padding in front.
+A drafter is wrapped so that each round's proposal is written down. The player goes through the text round by round:
+plain forwards over whole texts give p; the rule is its plain reading in Python floats (`verify/scalar.py`); the coins
+are named as the papers' coins would be, by request, length, purpose and node. It shares nothing with the loop but the
+hash behind the coins: no cache, no window, no mask, no padding in front.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiled rounds' own acceptance under the oracle: the module that becomes the graph of chance, branch by branch."""
+"""Compiled rounds' own acceptance under the oracle: the module that becomes the graph of chance, branch by branch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m tests.mutants`: applies hand-made bugs to a copy of specdec/, one at a time; the tests must find them all."""
+"""`python -m tests.mutants`: hand-made bugs, one at a time, in a copy of specdec/; the tests must find them all."""
 
 from __future__ import annotations
 

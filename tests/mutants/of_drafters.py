@@ -1,4 +1,4 @@
-"""Mutants of sampling.py, processors.py and specdec/drafters/: what is proposed, and the law that it is said to have."""
+"""Mutants of sampling.py, processors.py and drafters/: what is proposed, and the law that it is said to have."""
 
 from __future__ import annotations
 

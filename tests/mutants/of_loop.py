@@ -1,4 +1,4 @@
-"""Mutants of the loop and of what surrounds it: loop.py, decode.py, state.py, stopping.py, streaming.py, controller.py."""
+"""Mutants of the loop and its surroundings: loop.py, decode.py, state.py, stopping.py, streaming.py, controller.py."""
 
 from __future__ import annotations
 

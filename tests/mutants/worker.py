@@ -6,6 +6,7 @@ each run is a fork of it: a mutant costs its own tests and little more.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import multiprocessing
@@ -77,6 +78,7 @@ def warm_up() -> None:
         except ImportError:
             continue
     importlib.import_module("torch").set_num_threads(1)
+    sys.dont_write_bytecode = False  # the copy's own: else each run would compile all tests anew
 
 
 def copy_repository(folder: pathlib.Path) -> pathlib.Path:
@@ -150,11 +152,18 @@ def _wait(child: int, seconds: float) -> int | None:
     return None
 
 
+def _end_with_parent() -> None:
+    """On Linux a run that is cut off leaves no test running."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def _child(root: pathlib.Path, tests: Sequence[str], told: pathlib.Path) -> None:
     """The forked process: it belongs to the copy, and never returns."""
     code, plugin = 3, _FirstFailure()
     try:
         os.setpgid(0, 0)
+        _end_with_parent()
         os.chdir(root)
         with open(root / "output.txt", "w") as output:
             os.dup2(output.fileno(), 1)
