@@ -7,6 +7,7 @@ each run is a fork of it: a mutant costs its own tests and little more.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import multiprocessing
@@ -28,7 +29,9 @@ _SLOW = (
     "transformers.generation.utils transformers.modeling_utils transformers.models.auto.modeling_auto "
     "transformers.models.llama.modeling_llama transformers.models.gpt2.modeling_gpt2 "
     "transformers.models.qwen3.modeling_qwen3 transformers.models.opt.modeling_opt "
-    "transformers.models.phi3.modeling_phi3 accelerate typer rich"
+    "transformers.models.phi3.modeling_phi3 transformers.models.mistral.modeling_mistral accelerate.hooks typer rich "
+    "transformers.integrations.fsdp transformers.integrations.deepspeed torch._inductor.cpp_builder "
+    "torch._inductor.cpu_vec_isa torch._inductor.exc torch._inductor.compile_fx"
 ).split()
 # hypothesis is imported already, and pytest would warn that it cannot rewrite its assertions.
 _OPTIONS = "-x -q -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning".split()
@@ -78,6 +81,8 @@ def warm_up() -> None:
         except ImportError:
             continue
     importlib.import_module("torch").set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # a fork need not look through all that
     sys.dont_write_bytecode = False  # the copy's own: else each run would compile all tests anew
 
 
