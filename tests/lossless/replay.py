@@ -111,8 +111,10 @@ class Player:
         self._rule, self._of_trees = rule, of_trees
         self.accepted = 0
 
-    def play(self, recorded: Recording, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
-        """The text of each row, prompts included."""
+    def play(
+        self, recorded: Recording, prompts: Sequence[list[int]], num_new: int, eos: int | None = None
+    ) -> list[list[int]]:
+        """The text of each row, prompts included; rows may leave at `eos`."""
         rounds = {(q, n): r for r in recorded.rounds for q, n in zip(r.requests, r.lengths, strict=True)}
         texts = [list(prompt) for prompt in prompts]
         ends = [len(prompt) + num_new for prompt in prompts]
@@ -124,6 +126,8 @@ class Player:
             slowest = min(map(len, new.values())) if recorded.levels else None
             for q in running:
                 texts[q] += new[q][:slowest]
+                if eos in texts[q][len(prompts[q]) :]:
+                    ends[q] = texts[q].index(eos, len(prompts[q])) + 1
                 del texts[q][ends[q] :]
         return texts
 

@@ -74,32 +74,35 @@ def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: st
     check(name, strategy, rule)
 
 
-def check(name: str, strategy: str, rule: str, **how: object) -> specdec.SpeculationStats:
-    """One sampled call and its replay; returns the call's statistics."""
-    model, inputs = families.family(name), families.inputs(name, ROWS)
-    recorded = Recording(STRATEGIES[strategy].make(name))
-    stats: list[specdec.SpeculationStats] = []
-    out = specdec.generate(
-        model,
-        **inputs,
-        drafter=recorded,
-        num_draft_tokens=4,
+def sampled(name: str, strategy: str, rule: str, **how: Any) -> Tensor:
+    """The call that is replayed; its output."""
+    call: dict[str, Any] = {"drafter": STRATEGIES[strategy].make(name), "num_draft_tokens": 4, "rule": rule, **how}
+    return specdec.generate(
+        families.family(name),
+        **families.inputs(name, ROWS),
         max_new_tokens=NEW_TOKENS,
         do_sample=True,
         temperature=TEMPERATURE,
         top_k=0,
-        rule=rule,
         generator=torch.Generator().manual_seed(5),
-        on_finish=stats.append,
-        **how,
+        **call,
     )
-    prompt_length = out.shape[1] - NEW_TOKENS
+
+
+def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: Any) -> specdec.SpeculationStats:
+    """One sampled call and its replay; returns the call's statistics."""
+    model, inputs = families.family(name), families.inputs(name, ROWS)
+    recorded = Recording(STRATEGIES[strategy].make(name))
+    stats: list[specdec.SpeculationStats] = []
+    out = sampled(name, strategy, rule, drafter=recorded, on_finish=stats.append, eos_token_id=eos, **how)
     mask = inputs.get("attention_mask")
+    prompt_length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     if model.config.is_encoder_decoder or mask is None:
         mask = torch.ones(ROWS, prompt_length, dtype=torch.int64)
     prompts = [row[:prompt_length][keep.bool()].tolist() for row, keep in zip(out, mask, strict=True)]
     player = Player(model, inputs, TEMPERATURE, seed_of(5), RULES[rule], RULES["rejection"])
-    played = player.play(recorded, prompts, NEW_TOKENS)
-    assert [text[-NEW_TOKENS:] for text in played] == out[:, -NEW_TOKENS:].tolist()
+    played = player.play(recorded, prompts, NEW_TOKENS, eos)
+    new = [text[len(prompt) :] for text, prompt in zip(played, prompts, strict=True)]
+    assert [row + [0] * (out.shape[1] - prompt_length - len(row)) for row in new] == out[:, prompt_length:].tolist()
     assert recorded.levels or player.accepted >= stats[0].accepted > 0 or not stats[0].accepted
     return stats[0]

@@ -153,14 +153,7 @@ TYPES = [
         _TYPES,
         "broken = ((tokens != self.tokens) | (parents != self.parents)) & valid",
         "broken = (tokens != self.tokens) | (parents != self.parents)",
-        ["tests/test_generate.py", "tests/compiled/test_chance.py::test_padding_of_a_chain_and_what_drafters_are_told"],
-    ),
-    Mutant(
-        "of a tree's first branch a younger sibling takes the missing elder's place",
-        _TYPES,
-        "is_child = self.parents == node[:, None]",
-        "is_child = (self.parents == node[:, None]) & self.valid",
-        [f"{_LAW}::test_the_first_branch_of_a_tree"],
+        ["tests/compiled/test_chance.py::test_padding_of_a_chain_and_what_drafters_are_told"],
     ),
     Mutant(
         "a tree's first branch goes on behind a node that is not there",

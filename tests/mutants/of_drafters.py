@@ -150,7 +150,7 @@ TREES = [
         _PLANS,
         "if self._law is Law.WITHOUT_REPLACEMENT:",
         "if self._law is Law.GIVEN:",
-        [f"{_STRATEGIES}::test_sampled_trees_are_exact"],
+        [_STRATEGIES],
     ),
     Mutant(
         "siblings are drawn without replacement though they say i.i.d.",

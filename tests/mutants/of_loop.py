@@ -14,7 +14,6 @@ _RAGGED = f"{_GREEDY}::test_equals_generate[llama-model-3-sdpa]"
 _PLAIN = f"{_INTERPRETER}::test_equals_the_interpreter[llama-plain-3]"
 _WARPED = f"{_INTERPRETER}::test_equals_the_interpreter[llama-warped-3]"
 _REPLAYED = "tests/lossless/test_matrix_sampled.py::test_rules_decide_as_their_plain_readings"
-_OPTIONS = "tests/test_equality.py"
 _STOPS = "tests/test_stopping.py"
 
 LOOP = [
@@ -93,7 +92,7 @@ LOOP = [
         _LOOP,
         "return torch.where(path >= 0, nodes.gather(1, path.clamp(min=0)), -1)",
         "return path",
-        ["tests/drafters/test_tree.py", "tests/drafters/test_mixed.py", "tests/wrapped/test_flash.py"],
+        ["tests/test_told.py"],
     ),
     Mutant(
         "a broken drafter is believed",
@@ -107,7 +106,7 @@ LOOP = [
         _LOOP,
         "trace.truncate(request, len(output))",
         "pass",
-        ["tests/test_trace.py", _OPTIONS, "tests/test_stats.py", _GENERATE],
+        ["tests/test_told.py"],
     ),
 ]
 
@@ -162,14 +161,17 @@ STATE = [
         _STATE,
         "self._lengths[index], self.requests[index]",
         "self._lengths[index], self.requests[: len(rows)]",
-        ["tests/lossless/test_matrix_sampled.py"],
+        ["tests/lossless/test_rows_that_leave.py"],
     ),
     Mutant(
         "a processor sees later drafts",
         _STATE,
         "paths.append(torch.cat([paths[parent + 1], proposal.tokens[row, node : node + 1]]))",
         "paths.append(torch.cat([paths[0], proposal.tokens[row]]))",
-        [f"{_INTERPRETER}::test_equals_the_interpreter[llama-penalised-1]", f"{_TREES}"],
+        [
+            f"{_TREES}::test_a_processor_sees_the_path_to_its_own_node",
+            f"{_INTERPRETER}::test_equals_the_interpreter[llama-penalised-1]",
+        ],
     ),
     Mutant(
         "a processor sees a node's elder siblings",
@@ -183,21 +185,24 @@ STATE = [
         _STATE,
         "new = tokens[row, self.prompt_lengths[row] : len(self.host_tokens[row])]",
         "new = tokens[row, len(self.host_tokens[row]) - 1 : len(self.host_tokens[row])]",
-        [f"{_INTERPRETER}::test_equals_the_interpreter[llama-penalised-1]", f"{_OPTIONS}"],
+        [
+            f"{_TREES}::test_a_processor_sees_the_path_to_its_own_node",
+            f"{_INTERPRETER}::test_equals_the_interpreter[llama-penalised-1]",
+        ],
     ),
     Mutant(
         "processors are shown another row's prompt once a row has left",
         _STATE,
         "paths: list[Tensor] = [torch.cat([self.prompt[request], new])]",
         "paths: list[Tensor] = [torch.cat([self.prompt[row], new])]",
-        [_OPTIONS, "tests/drafters/test_tree.py", "tests/lossless/test_matrix_sampled.py"],
+        ["tests/lossless/test_rows_that_leave.py"],
     ),
     Mutant(
         "rows that stay count their output from another row's prompt",
         _STATE,
         "self.prompt_lengths = [self.prompt_lengths[r] for r in rows]",
         "self.prompt_lengths = self.prompt_lengths[: len(rows)]",
-        [_OPTIONS, f"{_GREEDY}::test_eos_inside_an_accepted_block"],
+        ["tests/lossless/test_rows_that_leave.py"],
     ),
     Mutant(
         "the device's copy of a text lacks its newest token",
@@ -228,28 +233,28 @@ STOPPING = [
         _STOPPING,
         "windows = [text[max(0, start + length - most) : start + length] for length in lengths]",
         "windows = [text[max(0, start + length - most + 1) : start + length] for length in lengths]",
-        [_STOPS, _OPTIONS],
+        ["tests/test_stop_strings.py"],
     ),
     Mutant(
         "stop strings are looked for at the last token of a block only",
         _STOPPING,
         "lengths = range(before + 1, len(self.outputs[row]) + 1)",
         "lengths = range(len(self.outputs[row]), len(self.outputs[row]) + 1)",
-        [_STOPS, _OPTIONS],
+        ["tests/test_stop_strings.py"],
     ),
     Mutant(
         "a stop string that begins in the prompt is not seen",
         _STOPPING,
         "text, start = self._tails[row] + self.outputs[row], len(self._tails[row])",
         "text, start = self.outputs[row], 0",
-        [_STOPS, _OPTIONS],
+        ["tests/test_stop_strings.py"],
     ),
     Mutant(
         "the last of two stop strings in a block counts",
         _STOPPING,
         "return min(found, default=None)",
         "return max(found, default=None)",
-        [_STOPS, _OPTIONS],
+        ["tests/test_stop_strings.py"],
     ),
     Mutant(
         "the length limit comes before a stop string",
@@ -258,7 +263,7 @@ STOPPING = [
         "            self._end(row, len(output))",
         "if ended:\n            self._end(row, len(output))\n        elif stringed is not None:\n"
         "            self._end(row, stringed)",
-        [_STOPS, _OPTIONS],
+        ["tests/test_stop_strings.py"],
     ),
     Mutant(
         "a block overshoots the length limit",

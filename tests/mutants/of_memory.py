@@ -109,13 +109,6 @@ ROLLBACK = [
         [_ROWS],
     ),
     Mutant(
-        "rows that were set aside are forgotten by the rings",
-        _ROLLBACK,
-        "written = torch.cat([slots[:, 0], self._aside_lengths])",
-        "written = slots[:, 0]",
-        [_ROWS],
-    ),
-    Mutant(
         "a cache that grows copies all but its last slot",
         _LAYERS,
         "new[:, :, : old.shape[2]] = old",
