@@ -40,6 +40,7 @@ def read_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--skip-unmutated", action="store_true", help="do not run the tests without a mutant first")
     parser.add_argument("--keep", type=pathlib.Path, help="write results to a file, and do not run what it has killed")
     parser.add_argument("--page", action="store_true", help="write docs/mutants.md; needs all mutants")
+    parser.add_argument("--run-nothing", action="store_true", help="with --keep and --page: write down what is known")
     asked = parser.parse_args(arguments)
     names = [name.lower() for name in asked.names]
     chosen = [m for m in MUTANTS if not names or any(n in m.name.lower() or n in m.file for n in names)]
@@ -47,11 +48,17 @@ def read_options(arguments: Sequence[str]) -> Options:
         parser.error(f"no mutant has {' or '.join(asked.names)} in its name or file; --list names them all")
     if asked.page and len(chosen) < len(MUTANTS):
         parser.error("--page writes down a whole run: name no mutants")
+    if asked.run_nothing and not (asked.page and asked.keep):
+        parser.error("--run-nothing writes a page from what --keep has: give both")
     if asked.list:
         for mutant in chosen:
             print(f"{mutant.file:32} {mutant.name}")
         sys.exit(0)
     page = ROOT / "docs" / "mutants.md" if asked.page else None
+    if asked.run_nothing:
+        assert page is not None
+        write_page(page, chosen, Kept(asked.keep, chosen).killed())
+        sys.exit(0)
     return Options(chosen, max(1, asked.jobs), asked.seconds, page, not asked.skip_unmutated, asked.keep)
 
 

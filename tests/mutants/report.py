@@ -44,6 +44,7 @@ def write_page(path: pathlib.Path, mutants: Sequence[Mutant], found: Mapping[str
     killed = sum(result.verdict == "failed" for result in found.values())
     minutes = sum(result.seconds for result in found.values()) / 60
     machine = f"torch {version('torch')}, transformers {version('transformers')}, Python {platform.python_version()}"
+    left = len(mutants) - len(found)
     lines = [
         "# Mutants",
         "",
@@ -51,14 +52,17 @@ def write_page(path: pathlib.Path, mutants: Sequence[Mutant], found: Mapping[str
         "Written by `python -m tests.mutants --page`; the bugs are in `tests/mutants/`, and a test of the default",
         "suite checks that each still fits the code.",
         "",
-        f"**{killed} of {len(found)} killed**, {minutes:.0f} minutes of one core, shared with other work ({machine}).",
+        f"**{killed} of {len(found)} killed**{f', {left} not run yet' if left else ''}; {minutes:.0f} minutes in all, on a "
+        f"shared core ({machine}).",
         "",
         "| file | bug | | noticed by | s |",
         "|---|---|---|---|---:|",
     ]
     for mutant in mutants:
-        result = found[mutant.name]
-        test = result.test.removeprefix("tests/") or result.why
-        shown = test.replace("|", "\\|")
-        lines.append(f"| {mutant.file} | {mutant.name} | {_WORDS[result.verdict]} | `{shown}` | {result.seconds:.0f} |")
+        result = found.get(mutant.name)
+        if result is None:
+            lines.append(f"| {mutant.file} | {mutant.name} | not run yet | | |")
+            continue
+        test = (result.test.removeprefix("tests/") or result.why).replace("|", "\\|")
+        lines.append(f"| {mutant.file} | {mutant.name} | {_WORDS[result.verdict]} | `{test}` | {result.seconds:.0f} |")
     path.write_text("\n".join(lines) + "\n")

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ _SLOW = (
     "transformers.models.qwen3.modeling_qwen3 transformers.models.opt.modeling_opt "
     "transformers.models.phi3.modeling_phi3 transformers.models.mistral.modeling_mistral accelerate.hooks typer rich "
     "transformers.integrations.fsdp transformers.integrations.deepspeed torch._inductor.cpp_builder "
-    "torch._inductor.cpu_vec_isa torch._inductor.exc torch._inductor.compile_fx"
+    "torch._inductor.cpu_vec_isa torch._inductor.exc"
 ).split()
 # hypothesis is imported already, and pytest would warn that it cannot rewrite its assertions.
 _OPTIONS = "-x -q -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning".split()
@@ -152,7 +153,9 @@ def _wait(child: int, seconds: float) -> int | None:
         if pid:
             return status
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # its group, and itself if it has not come as far as to have one
+        with suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
 
