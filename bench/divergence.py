@@ -12,6 +12,7 @@ import argparse
 import json
 import pathlib
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -115,6 +116,7 @@ def compare(target: Any, every: list[list[int]], sides: dict[str, Way], chunk: i
         rows = every[begin : begin + chunk]
         expected = plain(rows)
         for name, way in others:
+            print(f"{begin + len(rows)} of {len(every)}: {name}", file=sys.stderr, flush=True)
             for prompt, one, other in zip(rows, expected, way(rows), strict=True):
                 note(counts[name], target, prompt, one, other)
         yield counts
@@ -160,7 +162,7 @@ def main() -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     every = prompts(tokenizer, asked.prompts, asked.longest)
     counts: dict[str, Count] = {}
-    for counts in compare(target, every, ways(target, draft, asked.new_tokens, pad), 2 * _ROWS):
+    for counts in compare(target, every, ways(target, draft, asked.new_tokens, pad), _ROWS):
         show(counts, asked.new_tokens)
 
 

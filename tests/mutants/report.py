@@ -52,8 +52,8 @@ def write_page(path: pathlib.Path, mutants: Sequence[Mutant], found: Mapping[str
         "Written by `python -m tests.mutants --page`; the bugs are in `tests/mutants/`, and a test of the default",
         "suite checks that each still fits the code.",
         "",
-        f"**{killed} of {len(found)} killed**{f', {left} not run yet' if left else ''}; {minutes:.0f} minutes in all, on a "
-        f"shared core ({machine}).",
+        f"**{killed} of {len(found)} killed**{f', {left} not run yet' if left else ''}; {minutes:.0f} minutes in all "
+        f"on a shared core ({machine}).",
         "",
         "| file | bug | | noticed by | s |",
         "|---|---|---|---|---:|",
