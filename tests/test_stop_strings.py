@@ -61,3 +61,11 @@ def test_one_that_begins_in_the_prompt() -> None:
     prompt, text = [5, 9, 14], [20, 27]
     stopping = Stopping(Limits(4, strings=[criterion((spelled([14, 20]),))]), torch.tensor([prompt]))
     assert stopping.add(0, text) == 1
+
+
+def test_a_block_longer_than_what_is_left() -> None:
+    stopping = Stopping(Limits(3), torch.zeros(1, 0, dtype=torch.int64))
+    assert stopping.add(0, [5, 9]) == 2
+    assert stopping.add(0, [14, 20, 27]) == 1
+    assert stopping.outputs == [[5, 9, 14]]
+    assert stopping.is_finished(0)

@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 _ROLLBACK, _LAYERS, _SLIDING = "cache/rollback.py", "cache/layers.py", "cache/sliding.py"
 _RECURRENT, _EXCHANGE = "cache/recurrent.py", "cache/exchange.py"
 _MACHINE = "tests/cache/test_state_machine{}.py::test_any_program_leaves_the_memory_of_the_text[{}]"
+_ANSWER = "tests/test_models.py::test_the_page_says_what_the_probe_finds[{}]"
 _WINDOWS = ("mistral", "gemma2", "gpt_oss", "mamba2", "lfm2")
 _ROWS = "tests/cache/test_rows.py"
 # The probe asks whether a model's trees come out right: with a broken cache it falls back to chains, and says so here.
@@ -14,7 +15,9 @@ _PROBE = ["tests/test_probe.py::test_full_attention_passes", "tests/cache/test_a
 
 
 def _machine(*names: str) -> list[str]:
-    return [_MACHINE.format("_windows" if name in _WINDOWS else "", name) for name in names]
+    """The probe's answer for each family, which a broken cache changes, then random programs on its memory."""
+    programs = [_MACHINE.format("_windows" if name in _WINDOWS else "", name) for name in names]
+    return [*(_ANSWER.format(name) for name in names), *programs]
 
 
 ROLLBACK = [
