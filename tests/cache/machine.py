@@ -304,6 +304,8 @@ def _paths(proposal: Proposal) -> list[list[list[int]]]:
 @torch.no_grad()
 def run_programs(name: str, examples: int) -> None:
     """Random programs of 24 steps on a family's memory, its buffers so small that they are outgrown."""
+    # Before buffers are small: what breaks only then must break the programs, not let the probe give up trees.
+    probe(ModelRunner(families.family(name)))
     granule, slack = rollback._GRANULE, sliding.SLACK
     rollback._GRANULE, sliding.SLACK = GRANULE, SLACK
     try:

@@ -9,6 +9,7 @@ _RECURRENT, _EXCHANGE = "cache/recurrent.py", "cache/exchange.py"
 _MACHINE = "tests/cache/test_state_machine{}.py::test_any_program_leaves_the_memory_of_the_text[{}]"
 _ANSWER = "tests/test_models.py::test_the_page_says_what_the_probe_finds[{}]"
 _WINDOWS = ("mistral", "gemma2", "gpt_oss", "mamba2", "lfm2")
+_WIDE = "tests/lossless/test_trees.py::test_every_memory[mistral-wide-3]"
 _ROWS = "tests/cache/test_rows.py"
 # The probe asks whether a model's trees come out right: with a broken cache it falls back to chains, and says so here.
 _PROBE = ["tests/test_probe.py::test_full_attention_passes", "tests/cache/test_attention.py"]
@@ -82,7 +83,7 @@ ROLLBACK = [
         _ROLLBACK,
         "if opening.is_open or committed is None:",
         "if opening.is_open:",
-        _machine("mistral"),
+        [_WIDE, *_machine("mistral")],
     ),
     Mutant(
         "rows leave and their lengths stay",
@@ -163,7 +164,7 @@ RINGS = [
         _SLIDING,
         "self.size = max(self.size, self.window - 1 + num_loose)",
         "pass",
-        _machine("mistral"),
+        [_WIDE, *_machine("mistral")],
     ),
     Mutant(
         "a window one token too wide is written into the ring",
