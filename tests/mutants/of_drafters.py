@@ -236,20 +236,6 @@ OTHERS = [
         [f"{_MIXED}::test_given_rows_beside_sampled_ones_keep_the_law"],
     ),
     Mutant(
-        "sampled tokens that were looked at keep their q",
-        "drafters/mixed.py",
-        "if serves_all and (self._shares[drafter].proposal.q is None or len(self._shares) == 1):",
-        "if serves_all:",
-        [_MIXED],
-    ),
-    Mutant(
-        "sampled tokens are taken or left by what was drawn",
-        "drafters/mixed.py",
-        "if own.q is None or len(sampled) > 1:",
-        "if own.q is None:",
-        [_MIXED],
-    ),
-    Mutant(
         "a mix closes its first session only",
         "drafters/mixed.py",
         "            _close(sessions[1:])",
