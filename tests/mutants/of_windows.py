@@ -66,7 +66,7 @@ MUTANTS = [
         _WINDOW,
         "near = queries[:, :, None] - positions[:, None, :] < size",
         "near = queries[:, :, None] - positions[:, None, :] <= size",
-        [f"{_MODELS}[mistral-model-1]"],
+        ["tests/test_models.py::test_the_page_says_what_the_probe_finds[mistral]"],
     ),
     Mutant(
         "a sliding window counts a tree's slots, not its depths",
