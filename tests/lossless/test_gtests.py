@@ -25,13 +25,22 @@ SEED = 2024
 Propose = Callable[[Tables, Tensor, int, int, KeyedCoins], Proposal]
 
 
-def decode(p: Tables, q: Tables, length: int, rule: Rule, propose: Propose, coins: type[KeyedCoins]) -> Tensor:
-    """`length` tokens of every request, round after round: [NUM_SAMPLES] their code in base V."""
-    context = torch.zeros(NUM_SAMPLES, dtype=torch.int64)
-    reached = torch.zeros(NUM_SAMPLES, dtype=torch.int64)
+def decode(
+    p: Tables,
+    q: Tables,
+    length: int,
+    rule: Rule,
+    propose: Propose,
+    coins: type[KeyedCoins],
+    n: int = NUM_SAMPLES,
+    seed: int = SEED,
+) -> Tensor:
+    """`length` tokens of each of n requests, round after round: [n] their code in base V."""
+    context = torch.zeros(n, dtype=torch.int64)
+    reached = torch.zeros(n, dtype=torch.int64)
     for begun in range(length):
         rows = (reached == begun).nonzero().squeeze(1)
-        dice = coins(SEED, rows, torch.full_like(rows, begun))
+        dice = coins(seed, rows, torch.full_like(rows, begun))
         room = length - begun - 1
         proposal = propose(q, context[rows], begun, room, dice) if room else Proposal.empty(len(rows), rows.device)
         acceptance = rule(_at_nodes(p, context[rows], begun, proposal), proposal, dice)

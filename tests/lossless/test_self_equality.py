@@ -18,7 +18,7 @@ import specdec
 NEW_TOKENS = 40  # more than five windows of the sliding ones
 # Their cached forwards take one token: nothing is drafted for them.
 STEPWISE = ("mamba", "falcon_mamba", "jamba")
-DEFAULT = ("gpt_neox", "falcon_alibi", "mistral", "gemma2", "mixtral", "lfm2", "t5", "bart")
+DEFAULT = ("gpt_neox", "falcon_alibi", "mistral", "gemma2", "lfm2", "t5")  # the matrix has others
 NAMES = [n for n in families.names() if families.ARCHITECTURES[n].kind != "refused" and n not in STEPWISE]
 
 

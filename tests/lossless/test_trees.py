@@ -36,8 +36,12 @@ def test_greedy_equality(architecture: str, shape: str, batch_size: int) -> None
 OTHERS = ["mistral", "gemma2", "gpt_oss", "deepseek_v3", "mamba2", "falcon_h1", "bloom", "falcon_alibi"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("shape", [*SHAPES, "wide"])
+@pytest.mark.parametrize(
+    ("shape", "batch_size"),
+    [(shape, 3) for shape in [*SHAPES, "wide"]]
+    + [("wide", 1)]
+    + [pytest.param(shape, 1, marks=pytest.mark.long) for shape in SHAPES],
+)
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_memory(name: str, shape: str, batch_size: int) -> None:
     """Also a tree that is wider than a sliding layer's ring; of a recurrent or level row the first branch counts."""

@@ -1,0 +1,95 @@
+"""The matrix's axes. A new strategy, rule or kind of memory joins with one line here; `test_registration.py` asks.
+
+Rows: the families of `families.py`. Columns: the strategies below x greedy, coupled sampling and the rules below x
+uncompiled and compiled; see `test_strategy_matrix.py`, `test_matrix_sampled.py` and `compiled/test_matrix_compiled.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import families
+import pytest
+from drafters.tongues import characters, renamed
+from families import ARCHITECTURES
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+from verify import scalar
+
+import specdec
+from specdec.cache.layers import FullAttentionLayer, NoLayer
+from specdec.cache.recurrent import HybridLayer, HybridSlidingLayer, RecurrentLayer
+from specdec.cache.sliding import SlidingLayer
+
+WORKING = families.names("attention", "sliding", "moe", "recurrent", "encoder-decoder")
+STEPWISE = ("mamba", "falcon_mamba", "jamba")  # their cached forwards take one token: nothing is drafted for them
+LEVEL = ("bloom", "falcon_alibi", "t5", "bart")  # a round ends where the slowest row's does
+EACH_CHANGE = ("gpt2", "gemma3_text", "mixtral", "zamba2", "bart", "bloom")  # one of each kind of memory
+FAMILIES = [n if n in EACH_CHANGE else pytest.param(n, marks=pytest.mark.long) for n in WORKING if n not in STEPWISE]
+
+
+def draft(name: str) -> Any:
+    """A model that often, not always, says what the family's target says."""
+    return families.family(name, ARCHITECTURES[name].noise)
+
+
+@cache
+def _foreign(name: str) -> Any:
+    """The same behind another tokenizer, or a llama where rows of one length or an encoder would be asked for."""
+    alone = ARCHITECTURES[name].kind in ("attention", "sliding", "moe") and name not in LEVEL
+    return renamed(draft(name) if alone else families.family("llama"), characters(), characters(1))
+
+
+def _cross(name: str, method: Any) -> specdec.Drafter:
+    tokenizers: dict[str, Any] = {"target_tokenizer": characters(), "draft_tokenizer": characters(1)}
+    return specdec.CrossTokenizerDrafter(_foreign(name), **tokenizers, method=method)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A drafter of a class, made for a family."""
+
+    kind: type[specdec.Drafter]
+    make: Callable[[str], specdec.Drafter]
+    is_silent: bool = False  # on a text that does not repeat itself
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "model": Strategy(specdec.ModelDrafter, lambda name: specdec.ModelDrafter(draft(name))),
+    "confident": Strategy(specdec.ModelDrafter, lambda name: specdec.ModelDrafter(draft(name), min_confidence=0.3)),
+    "tree static": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), widths=[2, 2, 1])),
+    "tree i.i.d.": Strategy(
+        specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), widths=[2, 2, 1], children="iid")
+    ),
+    "tree dynamic": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8)),
+    "tree EAGLE-2": Strategy(specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8, expand=2)),
+    "tree optimal": Strategy(
+        specdec.TreeDrafter, lambda name: specdec.TreeDrafter(draft(name), num_nodes=8, acceptance="auto")
+    ),
+    "early exit": Strategy(specdec.EarlyExitDrafter, lambda _: specdec.EarlyExitDrafter(1)),
+    "layer skip": Strategy(specdec.LayerSkipDrafter, lambda _: specdec.LayerSkipDrafter([1])),
+    "lookahead": Strategy(specdec.LookaheadDrafter, lambda _: specdec.LookaheadDrafter(3, 3, 3)),
+    "n-gram": Strategy(specdec.NgramDrafter, lambda _: specdec.NgramDrafter(min_ngram=1), is_silent=True),
+    "suffix": Strategy(specdec.SuffixDrafter, lambda _: specdec.SuffixDrafter(), is_silent=True),
+    "mixed": Strategy(
+        specdec.MixedDrafter,
+        lambda name: specdec.MixedDrafter([specdec.SuffixDrafter(), specdec.ModelDrafter(draft(name))]),
+    ),
+    "other tokenizer, text": Strategy(specdec.CrossTokenizerDrafter, lambda name: _cross(name, "text")),
+    "other tokenizer, shared": Strategy(specdec.CrossTokenizerDrafter, lambda name: _cross(name, "intersection")),
+}
+# Each rule's plain reading, one row and one token at a time.
+RULES: dict[str, Callable[..., tuple[list[int], int]]] = {"rejection": scalar.rejection, "block": scalar.block}
+# Each kind of memory, and a family that has it.
+MEMORIES: dict[type, str] = {
+    FullAttentionLayer: "gpt2",
+    SlidingLayer: "mistral",
+    RecurrentLayer: "mamba2",
+    HybridLayer: "falcon_h1",
+    HybridSlidingLayer: "none: no family of transformers has one yet",
+    NoLayer: "nemotron_h",
+}
+MEMORY_BASES = (CacheLayerMixin, LinearAttentionLayer, NoLayer)
+REFUSED = {("zamba2", "layer skip"): "told its place"}  # and the words of the refusal

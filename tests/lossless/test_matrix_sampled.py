@@ -1,0 +1,108 @@
+"""The matrix, sampled: ragged rows, every strategy on every family that works.
+
+Coupled: transformers' own `generate()` under noise that is a function of the text must be equalled token for token.
+That mode never runs an acceptance rule, so a second column replays each call without a cache (`replay.py`) and
+decides every round anew with the rule's plain reading and the same coins.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import families
+import pytest
+import torch
+from equality.coupling import GumbelNoise
+from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES
+from lossless.replay import Player, Recording, seed_of
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+import specdec
+
+NEW_TOKENS = 32
+ROWS = 3
+TEMPERATURE = 1.5  # tiny random models have wide logits
+
+
+@cache
+def coupled(name: str) -> Tensor:
+    """What transformers writes under noise."""
+    noise = LogitsProcessorList([GumbelNoise()])
+    return families.family(name).generate(
+        **families.inputs(name, ROWS), max_new_tokens=NEW_TOKENS, do_sample=False, logits_processor=noise
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_coupled_sampling_equals_generate(name: str, strategy: str) -> None:
+    if (name, strategy) in REFUSED:
+        pytest.skip("refused; see test_strategy_matrix.py")
+    stats: list[specdec.SpeculationStats] = []
+    out = specdec.generate(
+        families.family(name),
+        **families.inputs(name, ROWS),
+        drafter=STRATEGIES[strategy].make(name),
+        num_draft_tokens=4,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([GumbelNoise()]),
+        on_finish=stats.append,
+    )
+    assert torch.equal(out, coupled(name))
+    if not STRATEGIES[strategy].is_silent:
+        assert stats[0].drafted > 0
+
+
+def rules() -> list[Any]:
+    """At each change one rule a strategy, block verification for two that draft chains with a law; all are long."""
+    chains = ("model", "other tokenizer, shared")
+    return [
+        (s, r) if (r == "block") == (s in chains) else pytest.param(s, r, marks=pytest.mark.long)
+        for s in STRATEGIES
+        for r in RULES
+    ]
+
+
+@pytest.mark.parametrize(("strategy", "rule"), rules())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: str) -> None:
+    if (name, strategy) in REFUSED:
+        pytest.skip("refused; see test_strategy_matrix.py")
+    check(name, strategy, rule)
+
+
+def sampled(name: str, strategy: str, rule: str, **how: Any) -> Tensor:
+    """The call that is replayed; its output."""
+    call: dict[str, Any] = {"drafter": STRATEGIES[strategy].make(name), "num_draft_tokens": 4, "rule": rule, **how}
+    return specdec.generate(
+        families.family(name),
+        **families.inputs(name, ROWS),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=0,
+        generator=torch.Generator().manual_seed(5),
+        **call,
+    )
+
+
+def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: Any) -> specdec.SpeculationStats:
+    """One sampled call and its replay; returns the call's statistics."""
+    model, inputs = families.family(name), families.inputs(name, ROWS)
+    recorded = Recording(STRATEGIES[strategy].make(name))
+    stats: list[specdec.SpeculationStats] = []
+    out = sampled(name, strategy, rule, drafter=recorded, on_finish=stats.append, eos_token_id=eos, **how)
+    mask = inputs.get("attention_mask")
+    prompt_length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    if model.config.is_encoder_decoder or mask is None:
+        mask = torch.ones(ROWS, prompt_length, dtype=torch.int64)
+    prompts = [row[:prompt_length][keep.bool()].tolist() for row, keep in zip(out, mask, strict=True)]
+    player = Player(model, inputs, TEMPERATURE, seed_of(5), RULES[rule], RULES["rejection"])
+    played = player.play(recorded, prompts, NEW_TOKENS, eos)
+    new = [text[len(prompt) :] for text, prompt in zip(played, prompts, strict=True)]
+    assert [row + [0] * (out.shape[1] - prompt_length - len(row)) for row in new] == out[:, prompt_length:].tolist()
+    assert recorded.levels or player.accepted >= stats[0].accepted > 0 or not stats[0].accepted
+    return stats[0]

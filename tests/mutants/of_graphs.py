@@ -1,0 +1,167 @@
+"""Mutants of specdec/compiled/: the graph of a step, and that of chance."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_CHANCE, _GRAPH, _SAMPLED = "compiled/chance.py", "compiled/graph.py", "compiled/sampled.py"
+_TESTS = "tests/compiled/test_chance.py"
+_RULE = [f"{_TESTS}::test_commits_what_the_rule_does", f"{_TESTS}::test_draws_what_a_draft_would"]
+_LAW = "tests/lossless/test_law_of_chance.py"
+_CAPTURED = "tests/compiled/test_captured.py::test_equals_generate"
+_LLAMA = [f"{_CAPTURED}[llama-3-model]"]
+
+CHANCE = [
+    Mutant(
+        "graph of chance: tokens are compared with the ones before",
+        _CHANCE,
+        "drafted = tokens.roll(-1, 1)",
+        "drafted = tokens.roll(1, 1)",
+        [_LAW],
+    ),
+    Mutant(
+        "graph of chance: padding is verified",
+        _CHANCE,
+        "valid = (steps < num_valid[:, None]) & (steps < kept - 1)",
+        "valid = (steps < num_valid[:, None] + kept) & (steps < kept - 1)",
+        [_LAW],
+    ),
+    Mutant(
+        "graph of chance: every token's q is that of the first",
+        _CHANCE,
+        "drawn_from = steps.clamp(max=q.shape[1] - 1)",
+        "drawn_from = steps * 0",
+        [_LAW],
+    ),
+    Mutant(
+        "graph of chance: given tokens have a soft q",
+        _CHANCE,
+        "q = torch.where(is_given, alone.to(q.dtype), q[:, drawn_from])",
+        "q = torch.where(is_given, probs, q[:, drawn_from])",
+        [_LAW],
+    ),
+    Mutant(
+        "graph of chance: all processors have the first one's number",
+        _CHANCE,
+        "setattr(processor, name, numbers[count])",
+        "setattr(processor, name, numbers[0])",
+        _RULE,
+    ),
+    Mutant(
+        "graph of chance: acceptance and next token share a coin",
+        _CHANCE,
+        "self.lengths[:, None], int(Purpose.ACCEPT), nodes)",
+        "self.lengths[:, None], self.purpose, nodes)",
+        _RULE,
+    ),
+    Mutant(
+        "graph of chance: a coin of 0 accepts what has probability 0",
+        _CHANCE,
+        "int(Purpose.ACCEPT), nodes) < prob",
+        "int(Purpose.ACCEPT), nodes) <= prob",
+        ["tests/lossless/test_law_of_chance.py"],
+    ),
+    Mutant(
+        "graph of chance: rows end at the slot of the last accepted token",
+        _CHANCE,
+        "return outcome, starts + acceptance.num_accepted + 1, probs",
+        "return outcome, starts + acceptance.num_accepted, probs",
+        [_LAW],
+    ),
+    Mutant(
+        "graph of chance: a broken drafter is believed",
+        _CHANCE,
+        "broken = broken | ((known != drafted) & valid).any(1)",
+        "broken = broken & False",
+        [f"{_TESTS}::test_a_broken_drafter_is_told"],
+    ),
+    Mutant(
+        "graph of chance: all draft nodes share a coin",
+        _SAMPLED,
+        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node])",
+        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, 0])",
+        _RULE,
+    ),
+    Mutant(
+        "graph of chance: temperature is forgotten",
+        _SAMPLED,
+        "self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32)",
+        "self._numbers = torch.ones(len(recipe.numbers), dtype=torch.float32)",
+        _RULE,
+    ),
+]
+
+GRAPH = [
+    Mutant(
+        "graph: a draft is compared with the choice behind it",
+        _GRAPH,
+        "num_accepted = ((follows == choice) & is_drafted)",
+        "num_accepted = ((tokens[:, keep] == choice) & is_drafted)",
+        _LLAMA,
+    ),
+    Mutant(
+        "graph: padding behind a row's chain is verified",
+        _GRAPH,
+        "is_drafted = torch.arange(choice.shape[1], device=device) < num_valid[:, None]",
+        "is_drafted = torch.arange(choice.shape[1], device=device) <= num_valid[:, None]",
+        [f"{_CAPTURED}[llama-3-ngram]"],
+    ),
+    Mutant(
+        "graph: drafts behind a rejection are accepted",
+        _GRAPH,
+        "is_drafted).to(torch.int64).cumprod(1).sum(1)",
+        "is_drafted).to(torch.int64).sum(1)",
+        _LLAMA,
+    ),
+    Mutant(
+        "graph: a row ends at the slot of its last accepted token",
+        _GRAPH,
+        "starts + keep[0] + num_accepted + 1, logits",
+        "starts + keep[0] + num_accepted, logits",
+        _LLAMA,
+    ),
+    Mutant(
+        "graph: a window sees the slot it writes first, whoever asks",
+        _GRAPH,
+        "seen = (place < 0)[:, None, :] |",
+        "seen = (place <= 0)[:, None, :] |",
+        [*_LLAMA, "tests/compiled/test_captured_trees.py"],
+    ),
+    Mutant(
+        "graph: what lies behind the window is seen",
+        _GRAPH,
+        "(kin & (place < width)[:, None, :])",
+        "(kin | (place >= width)[:, None, :])",
+        _LLAMA,
+    ),
+    Mutant(
+        "graph: a sliding window is one token too wide",
+        _GRAPH,
+        "(offsets[:, :, None] - position[:, None, :] < size)",
+        "(offsets[:, :, None] - position[:, None, :] <= size)",
+        [f"{_CAPTURED}[mistral-1-model]"],
+    ),
+    Mutant(
+        "graph: positions are slots, not a tree's depths",
+        _GRAPH,
+        "positions = starts[:, None] + offsets\n",
+        "positions = slots\n",
+        ["tests/compiled/test_captured_trees.py"],
+    ),
+    Mutant(
+        "graph: scores are not scaled",
+        "compiled/attention.py",
+        "scale = dim**-0.5 if scaling is None else scaling",
+        "scale = 1.0",
+        _LLAMA,
+    ),
+    Mutant(
+        "graph: a sink takes no weight",
+        "compiled/attention.py",
+        "weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]",
+        "weights = scores.softmax(-1)",
+        [f"{_CAPTURED}[gpt_oss-1-model]"],
+    ),
+]
+
+MUTANTS = [*CHANCE, *GRAPH]
