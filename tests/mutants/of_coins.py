@@ -130,8 +130,8 @@ TYPES = [
     Mutant(
         "a chain goes on behind a gap",
         _TYPES,
-        "valid = self.valid.cumprod(1).bool() if self.is_chain else self.valid",
-        "valid = self.valid",
+        "(nodes - 1).expand_as(self.parents), self.valid.cumprod(1).bool()",
+        "(nodes - 1).expand_as(self.parents), self.valid",
         ["tests/test_generate.py::test_a_gap_in_a_chain_ends_it"],
     ),
     Mutant(

@@ -97,8 +97,8 @@ LOOP = [
     Mutant(
         "a broken drafter is believed",
         _LOOP,
-        "            if broken:\n",
-        "            if broken and False:\n",
+        "            if broken or deepest > depth:\n",
+        "            if deepest > depth:\n",
         [f"{_GENERATE}::test_a_broken_drafter_gets_a_typed_error"],
     ),
     Mutant(

@@ -102,8 +102,8 @@ ROLLBACK = [
     Mutant(
         "a row that fills a gap keeps its memory behind",
         _ROLLBACK,
-        "order[gap], order[mover] = mover, gap\n        self._permute(order)",
-        "order[gap], order[mover] = mover, gap",
+        "self._permute(order)  # what may run out of memory has, but for this",
+        "pass",
         [_ROWS],
     ),
     Mutant(
