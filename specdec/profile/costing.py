@@ -17,8 +17,8 @@ from specdec.profile.schema import PLAIN
 from specdec.profile.texts import Tick
 from specdec.profile.workspace import Workspace
 
-REPEATS = 4
-NEW_TOKENS = 24
+REPEATS = 3
+NEW_TOKENS = 20
 _LONGER = 4  # times the usual context, for the cost of a longer one
 
 
@@ -40,19 +40,20 @@ class Point:
 
 
 def cost_grid(contenders: Sequence[Contender], options: Options, contexts: Sequence[int]) -> list[Point]:
-    """Every draft and batch size by a sample of the draft tokens; the longer contexts at the smallest batch only.
+    """Every draft and batch size by a sample of the draft tokens; longer contexts for one batch and most tokens only.
 
     Greedy and sampled calls cost different things; temperatures above 0 cost the same.
     """
     temperatures = {t > 0: t for t in sorted(options.temperatures, reverse=True)}
     counts = sampled_counts(options.num_draft_tokens)
-    places = [(b, contexts[0]) for b in options.batches] + [(min(options.batches), c) for c in contexts[1:]]
+    places = [(b, contexts[0], counts) for b in options.batches]
+    places += [(min(options.batches), c, counts[-1:]) for c in contexts[1:]]
     found = []
     for temperature in temperatures.values():
-        for batch, context in places:
+        for batch, context, ks in places:
             for turn, contender in enumerate(contenders):
                 found.append(Point(None, 0, batch, context, temperature, turn))
-                found += [Point(contender, k, batch, context, temperature) for k in counts]
+                found += [Point(contender, k, batch, context, temperature) for k in ks]
     return found
 
 

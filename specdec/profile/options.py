@@ -36,8 +36,8 @@ class Options:
     strategies: tuple[str, ...] = ()
     prompts: pathlib.Path | None = None
     max_prompts: int | None = None
-    loop_prompts: int = 6
-    new_tokens: int = 64
+    loop_prompts: int = 5
+    new_tokens: int = 48
     temperatures: tuple[float, ...] = (0.0, 1.0)
     num_draft_tokens: tuple[int, ...] = tuple(range(1, 9))
     batches: tuple[int, ...] = (1,)
