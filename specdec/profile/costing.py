@@ -17,8 +17,8 @@ from specdec.profile.schema import PLAIN
 from specdec.profile.texts import Tick
 from specdec.profile.workspace import Workspace
 
-REPEATS = 3
-NEW_TOKENS = 20
+REPEATS = 4
+NEW_TOKENS = 16
 _LONGER = 4  # times the usual context, for the cost of a longer one
 
 
@@ -65,37 +65,56 @@ def contexts_of(items: Sequence[Item], options: Options, longest: int | None) ->
     return sorted({usual, max(usual, min(usual * _LONGER, room))})
 
 
-def measure_costs(
-    points: Sequence[Point],
-    items: Sequence[Item],
-    engine: Engine,
-    options: Options,
-    space: Workspace,
-    note: Callable[[str], None],
-    tick: Tick,
-) -> None:
-    """Adds one record a point and repeat to the costs' file; what fails once is named, and left out from then on.
+class Costing:
+    """Runs the grid several times over, and adds one record a point and sweep to the costs' file.
 
-    All points are run in turn before any is repeated, beginning with another one each time: a machine that slows down
-    slows all of them.
+    A sweep runs all points in turn, beginning with another one each time. Sweeps are spread over the time that the loop
+    is measured in: a machine that slows down for a minute then slows both. What fails once is named, and left out from
+    then on.
+
+    Args:
+        points: of the grid.
+        items: whose prompts are used.
+        note: told what failed.
+        tick: told the number of points that were run.
     """
-    done = {(*r["point"], r["repeat"]) for r in space.own("costs")}
-    failed: set[tuple[Any, ...]] = set()
-    turns = 1 + max((p.turn for p in points), default=0)
-    with space.open("costs") as records:
-        for repeat in range(REPEATS):
-            begin = repeat * 5 % max(len(points), 1)
-            for number, point in enumerate([*points[begin:], *points[:begin]]):
-                name = repeat * turns + point.turn
-                if (*point.key, name) not in done and point.key not in failed:
+
+    def __init__(
+        self,
+        points: Sequence[Point],
+        items: Sequence[Item],
+        engine: Engine,
+        space: Workspace,
+        note: Callable[[str], None],
+        tick: Tick,
+    ) -> None:
+        self._points, self._items, self._engine, self._space = points, items, engine, space
+        self._note, self._tick = note, tick
+        self._done = {(*r["point"], r["repeat"]) for r in space.own("costs")}
+        self._failed: set[tuple[Any, ...]] = set()
+        self._turns = 1 + max((p.turn for p in points), default=0)
+        self._sweeps = 0
+
+    def catch_up(self, share: float) -> None:
+        """Runs the sweeps that are due when this share of the loop is done: the first before it, the last behind it."""
+        while self._sweeps < 1 + int(share * (REPEATS - 1)):
+            self._sweep(self._sweeps)
+            self._sweeps += 1
+
+    def _sweep(self, number: int) -> None:
+        begin = number * 5 % max(len(self._points), 1)
+        with self._space.open("costs") as records:
+            for count, point in enumerate([*self._points[begin:], *self._points[:begin]], start=1):
+                name = number * self._turns + point.turn
+                if (*point.key, name) not in self._done and point.key not in self._failed:
                     try:
-                        record = _run(point, items, engine)
+                        record = _run(point, self._items, self._engine)
                     except (SpecdecError, torch.OutOfMemoryError) as error:
-                        failed.add(point.key)
-                        note(f"no costs of {point.key}: {first_line(error)}")
+                        self._failed.add(point.key)
+                        self._note(f"no costs of {point.key}: {first_line(error)}")
                     else:
                         records.add(record | {"point": list(point.key), "repeat": name})
-                tick(repeat * len(points) + number + 1)
+                self._tick(number * len(self._points) + count)
 
 
 def cost_record(call: Call, batch: int, context: float) -> dict[str, Any]:

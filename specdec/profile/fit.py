@@ -20,6 +20,7 @@ FEATURES = {
     "prefill": ["1 a call", "tokens of the prompts"],
 }
 Key = tuple[str, bool]  # draft, sampled
+_OFTEN = 0.9  # of the rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,27 @@ def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
         by_key[draft, sampled].append(_typical(repeats))
     found: dict[Key, Costs] = {}
     for (draft, sampled), mine in by_key.items():
-        plain = by_key.get((PLAIN, sampled), []) if draft != PLAIN else []
-        models = {part: _fit(part, mine + plain * (part == "verify")) for part in FEATURES}
+        shared = _shared(draft, sampled, by_key)
+        models = {part: _fit(part, mine + shared * (part == "verify")) for part in FEATURES}
         found[draft, sampled] = Costs(
             {part: CostModel(draft, part, FEATURES[part], *fitted, sampled) for part, fitted in models.items()}
         )
+    return found
+
+
+def _shared(draft: str, sampled: bool, by_key: Mapping[Key, list[dict[str, float]]]) -> list[dict[str, float]]:
+    """Points of others that say what this draft's verification costs.
+
+    Plain decoding's; and where a draft has little to say (n-grams in a new text), those of drafts that always do: from
+    a draft in one round of twenty its cost cannot be told.
+    """
+    if draft == PLAIN:
+        return []
+    found = list(by_key.get((PLAIN, sampled), []))
+    if min(p["share"] for p in by_key[draft, sampled]) < _OFTEN:
+        for (other, kind), points in by_key.items():
+            if kind == sampled and other not in (PLAIN, draft):
+                found += [p for p in points if p["share"] >= _OFTEN]
     return found
 
 

@@ -47,8 +47,8 @@ class _Sum:
     def add(self, record: dict[str, Any]) -> None:
         number, parts = record["number"], record["parts"]
         self.seconds[number].append(record["seconds"])
-        rounds = max(record["rounds"], 1)
-        self.rounds.append([parts[name] / rounds for name in ("draft", "verify", "other")])
+        if record["rounds"]:  # else the text ended with its first token
+            self.rounds.append([parts[name] / record["rounds"] for name in ("draft", "verify", "other")])
         self.prefill.append(parts["prefill"] / max(record["prompt_tokens"], 1))
         if record["peak"] is not None:
             self.peaks.append(record["peak"])
@@ -126,7 +126,11 @@ def measured_of(records: Iterable[dict[str, Any]], seed: int) -> dict[Key, Measu
     return {
         key: _measured(s, plain, seed)
         for key, s in sums.items()
-        if s.work and (plain := sums.get((PLAIN, key[1], key[2], 0))) is not None and plain.work
+        if s.work
+        and s.rounds
+        and (plain := sums.get((PLAIN, key[1], key[2], 0))) is not None
+        and plain.work
+        and plain.rounds
     }
 
 

@@ -70,6 +70,7 @@ def run_loop(
     space: Workspace,
     note: Callable[[str], None],
     tick: Tick,
+    between: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Adds one record a setting, batch of prompts and repeat to the loop's file.
 
@@ -77,12 +78,15 @@ def run_loop(
 
     Args:
         runs: the settings at a batch size and temperature.
+        between: called before each call and after the last one, with the share of calls that are done.
     """
+    total = num_runs(items, runs, options)
     done = {(r["draft"], r["num_draft_tokens"], r["temperature"], r["batch"], r["number"], r["repeat"])
             for r in space.own("loop")}  # fmt: skip
     scores, failed = Scores(engine), set[tuple[Any, ...]]()
     with space.open("loop") as records:
         for count, job in enumerate(_schedule(items, runs, options), start=1):
+            between((count - 1) / total)
             if (*job.setting, job.number, job.repeat) not in done and job.setting not in failed:
                 try:
                     records.add(_record(job, engine, options, scores))
@@ -90,6 +94,7 @@ def run_loop(
                     failed.add(job.setting)
                     note(f"{job.run.draft}, k={job.run.num_draft_tokens}, batch {len(job.part)}: {first_line(error)}")
             tick(count)
+        between(1.0)
 
 
 @dataclass(frozen=True, slots=True)

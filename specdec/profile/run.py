@@ -17,7 +17,7 @@ from specdec.loading import DTYPES, native_dtype, placed
 from specdec.probe import probe
 from specdec.profile.agreement import measure_agreement
 from specdec.profile.contenders import BUNDLED, Contender, contenders, renamed
-from specdec.profile.costing import REPEATS, contexts_of, cost_grid, measure_costs
+from specdec.profile.costing import REPEATS, Costing, contexts_of, cost_grid
 from specdec.profile.engine import Engine
 from specdec.profile.files import save
 from specdec.profile.fit import fit_costs
@@ -158,7 +158,8 @@ class Profiling:
             for temperature in options.temperatures:
                 self.engine.run([self.items[0].tokens], contender, 2, temperature, 8, 0)
         tick = self._tick("costs", REPEATS * len(points))
-        measure_costs(points, self.items, self.engine, options, space, self.notes.append, tick)
+        costing = Costing(points, self.items, self.engine, space, self.notes.append, tick)
+        costing.catch_up(0.0)
         costs = fit_costs(space.all("costs"))
         predicted = predicted_of(space.all("agreement"), costs, options.batches, options.seed)
 
@@ -176,8 +177,8 @@ class Profiling:
                 found += [Run(contender, k) for k in sorted(counts)]
             return found
 
-        total = num_runs(self.items, runs, options)
-        run_loop(self.items, runs, self.engine, options, space, self.notes.append, self._tick("loop", total))
+        tick = self._tick("loop", num_runs(self.items, runs, options))
+        run_loop(self.items, runs, self.engine, options, space, self.notes.append, tick, costing.catch_up)
 
     def _tick(self, phase: str, total: int) -> Tick:
         return lambda done: self.progress(phase, min(done, total), total)

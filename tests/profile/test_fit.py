@@ -82,3 +82,20 @@ def test_without_anything_to_leave_out_it_is_least_squares() -> None:
     matrix = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
     wanted = np.array([1.0, 2.1, 2.9])
     assert non_negative(matrix, wanted) == pytest.approx(np.linalg.lstsq(matrix, wanted, rcond=None)[0])
+
+
+def test_a_draft_that_seldom_speaks_is_helped_by_one_that_always_does() -> None:
+    """From a draft in one round of twenty, and noise, its verification cannot be told."""
+    rng = np.random.default_rng(1)
+    seldom = []
+    for k in (1, 2, 4, 8):
+        quiet = record("seldom", k, 1, 100)
+        noise = 1 + 0.1 * abs(float(rng.standard_normal()))
+        verify = 10 * (0.01 + 0.003 * 0.05 + 0.0005 * (1 + 0.05 * k) + 0.002 * 0.1) * noise
+        seldom.append(quiet | {"share": 0.05, "depth": 0.05 * k, "verify": verify})
+    load = Load(1, 100, 0.5 * 4, 0.5)
+    wanted = 0.01 + 0.003 * 0.5 + 0.0005 * 3 + 0.002 * 0.1
+    alone = fit_costs([r for r in grid() if r["point"][0] == "plain"] + seldom)["seldom", False].round_seconds(load)[1]
+    helped = fit_costs(grid() + seldom)["seldom", False].round_seconds(load)[1]
+    assert helped == pytest.approx(wanted, rel=0.1)
+    assert abs(alone - wanted) > 0.3 * wanted
