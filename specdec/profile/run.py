@@ -118,6 +118,8 @@ class Profiling:
     def _load(self) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase]:
         options = self.options
         device = options.device if self.team.device is None else str(self.team.device)
+        if device == "auto" and (options.target is None or not torch.cuda.is_available()):
+            device = "cuda" if torch.cuda.is_available() else "cpu"  # nothing to spread, or nowhere to
         dtype = DTYPES.get(options.dtype) or native_dtype("cuda" if device == "auto" else device)
         if options.target is None:
             target, draft, tokenizer = bundled_pair(dtype)
@@ -126,11 +128,8 @@ class Profiling:
         model = AutoModelForCausalLM.from_pretrained(
             options.target, dtype=dtype, **spread, trust_remote_code=False
         ).eval()
-        return (
-            model if spread else placed(model, device),
-            None,
-            AutoTokenizer.from_pretrained(options.target, trust_remote_code=False),
-        )
+        tokenizer = AutoTokenizer.from_pretrained(options.target, trust_remote_code=False)
+        return (model if spread else placed(model, device)), None, tokenizer
 
     def _measure(self) -> None:
         options, space = self.options, self.space

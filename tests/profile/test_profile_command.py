@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("specdec.profile.costing.REPEATS", 1)
         patch.setattr("specdec.profile.run.REPEATS", 1)
-        result = CliRunner().invoke(app, [*ASK, "--out", str(out), "--price-per-hour", "2.5"])
+        result = CliRunner().invoke(app, [*ASK, "--out", str(out), "--price-per-hour", "2.5", "--device", "auto"])
     assert result.exit_code == 0, result.output
     assert "report.html" in result.output
     assert "alpha: chance of acceptance" in result.output
