@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -62,7 +62,7 @@ def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
     """One model a draft and kind of call; a draft's verification is fitted together with plain decoding's.
 
     Args:
-        records: of `measure_costs`.
+        records: of `Costing`; also `plain_points`.
     """
     points: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -78,6 +78,23 @@ def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
             {part: CostModel(draft, part, FEATURES[part], *fitted, sampled) for part, fitted in models.items()}
         )
     return found
+
+
+def plain_points(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the loop's records say of plain decoding, as records of costs.
+
+    It is no speculation, so that nothing that is predicted is looked at; and every speed-up is divided by it: it
+    should be known from as many runs as there are.
+
+    Args:
+        records: of `run_loop`.
+    """
+    for r in records:
+        if r["draft"] == PLAIN and r["rounds"]:
+            context = r["prompt_tokens"] / r["batch"] + r["longest"] / 2
+            size = {"batch": r["batch"], "context": context, "depth": 0.0, "share": 0.0}
+            counts = {"rounds": r["rounds"], "prompt_tokens": r["prompt_tokens"]}
+            yield r["parts"] | size | counts | {"point": [PLAIN, 0, r["batch"], int(context), r["temperature"] > 0]}
 
 
 def _shared(draft: str, sampled: bool, by_key: Mapping[Key, list[dict[str, float]]]) -> list[dict[str, float]]:

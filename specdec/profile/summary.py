@@ -6,6 +6,7 @@ import datetime
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from specdec.profile.advice import break_even, recommend, tree_advice, uppers
 from specdec.profile.agreement_summary import agreements_of
 from specdec.profile.example_texts import examples_of
-from specdec.profile.fit import Costs, Key, Load, fit_costs
+from specdec.profile.fit import Costs, Key, Load, fit_costs, plain_points
 from specdec.profile.loop_summary import measured_of
 from specdec.profile.options import Options
 from specdec.profile.prediction import predicted_of
@@ -50,7 +51,7 @@ def summarise(
 ) -> Profile:
     """Reads every record once or twice, one at a time; writes the tables beside the profile."""
     agreements, more = agreements_of(space.all("agreement"), options.seed)
-    costs = fit_costs(space.all("costs"))
+    costs = fit_costs(chain(space.all("costs"), plain_points(space.all("loop"))))
     settings = _settings(space, options, facts, costs, loop_prompts)
     subject, names = _subject(space, options, facts, tokenizer)
     profile = Profile(
