@@ -13,7 +13,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from tests.profile.browser import Browser, binary
 
 OUT = pathlib.Path(__file__).with_name("profiler")
-SECTIONS = ("verdict", "speedup", "acceptance", "costs", "examples")
+SECTIONS = {
+    "verdict": "#verdict",
+    "speedup": "#speedup .charts",
+    "acceptance": "#acceptance",
+    "costs": "#costs .charts",
+    "examples": "#examples",
+}
 WIDTH = 1000
 
 
@@ -26,8 +32,8 @@ def main(directory: str) -> None:
         browser = Browser(program, pathlib.Path(scratch))
         try:
             browser.open(pathlib.Path(directory).resolve() / "report.html", WIDTH)
-            for name in SECTIONS:
-                box = browser.ask(f"JSON.stringify(document.getElementById('{name}').getBoundingClientRect())")
+            for name, place in SECTIONS.items():
+                box = browser.ask(f"JSON.stringify(document.querySelector('{place}').getBoundingClientRect())")
                 _save(browser, name, box)
         finally:
             browser.close()

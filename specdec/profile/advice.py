@@ -22,6 +22,7 @@ from specdec.profile.schema import (
 )
 
 LEAST_GAIN = 1.03  # a smaller one is not worth a second model to look after
+_LUCKY = 0.1  # of the speed-up, between the loop's prompts and a prediction over all
 CHAINS = ("model", "early-exit", "cross-tokenizer")  # kinds that draft as many tokens as they are asked for
 Place = tuple[float, int]  # temperature, batch
 
@@ -107,6 +108,7 @@ def _recommend(
             runner_up=None if runner_up is None else (runner_up.setting, runner_up.speedup),
         )
         chosen, speedup = best.setting, best.speedup.value
+        reasons += _said_of_sample(best.setting)
     reasons += _said_of_impossible(best, left_out)
     return Recommendation(
         temperature=temperature,
@@ -118,6 +120,19 @@ def _recommend(
         reasons=reasons,
         money=None if price is None else _money_of(price, plain, chosen, speedup),
     )
+
+
+def _said_of_sample(setting: Setting) -> list[str]:
+    """Of many settings on few prompts the fastest is also the luckiest: what acceptance over all prompts promises."""
+    if setting.measured is None or setting.overall is None:
+        return []
+    found, promised = setting.measured.speedup.value, setting.overall.speedup
+    if abs(found / promised - 1) <= _LUCKY:
+        return []
+    return [
+        f"Over all prompts {promised:.2f} is predicted: the few that the loop ran on may not stand for them. Measure "
+        "more of them (--loop-prompts) before you rely on it."
+    ]
 
 
 def _candidates(rows: Sequence[Setting], error: float | None) -> tuple[list[Candidate], list[Candidate]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from specdec.profile import cost_grids, grids
 from specdec.profile.drawing import Plot, Series
 from specdec.profile.grids import Grid
-from specdec.profile.schema import Agreement, Band, Cost, Interval, Measured, Profile
+from specdec.profile.schema import PLAIN, Agreement, Band, Cost, Interval, Measured, Profile
 from specdec.profile.verdict import case, draft_names
 from specdec.profile.words import count, degrees, short, within
 
@@ -176,19 +176,23 @@ def batch_sizes(profile: Profile) -> list[int]:
 
 
 def costs(profile: Profile) -> list[Chart]:
-    """Milliseconds of a verification against the tokens that it verifies.
+    """Milliseconds of a verification against the tokens that it verifies, plain decoding among them.
 
     A picture a draft, context length and kind of call.
     """
     sizes, charts = batch_sizes(profile), []
     for name in draft_names(profile):
         for context, sampled in sorted({(c.context, c.sampled) for c in profile.costs if c.draft == name}):
-            found = [c for c in profile.costs if (c.draft, c.context, c.sampled) == (name, context, sampled)]
+            # One token a row is plain decoding: what verification is compared with.
+            found = [
+                c for c in profile.costs if c.draft in (PLAIN, name) and (c.context, c.sampled) == (context, sampled)
+            ]
             kind = f", {cost_grids.call(found[0])}" if cost_grids.has_both(profile) else ""
             title = f"Verification, {short(name)}{kind}, {count(context, 'token')} in front"
             text = "Milliseconds of a target forward against the tokens in it: measured points, the cost model dashed."
             series = [s for look, b in enumerate(sizes) for s in _verify(look, [c for c in found if c.batch == b])]
-            plot = Plot(title, text, "tokens in the forward, all rows", "milliseconds", series)
+            top = 1.1 * max(y for s in series for y in s.y)
+            plot = Plot(title, text, "tokens in the forward, all rows", "milliseconds", series, top=top or None)
             charts.append(Chart(plot, [cost_grids.verification(found)]))
     return charts
 

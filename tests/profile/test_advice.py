@@ -219,3 +219,15 @@ def test_tree_advice_is_the_best_tree_against_the_chain() -> None:
     assert len(rounded.parents) == 3
     with pytest.raises(OptionError, match="no ranks"):
         tree_advice(replace(ranked, ranks=[]), 4)
+
+
+def test_a_lucky_sample_is_named() -> None:
+    made = profile(ks=(4,), batches=(1,))
+    for factor, said in ((0.95, False), (0.7, True)):
+        settings = [
+            replace(s, overall=replace(s.predicted, speedup=factor * s.measured.speedup.value))
+            if s.predicted and s.measured else s
+            for s in made.settings
+        ]  # fmt: skip
+        found = recommend(replace(made, settings=settings))
+        assert any("may not stand for them" in reason for r in found for reason in r.reasons) == said
