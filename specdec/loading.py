@@ -36,6 +36,17 @@ def native_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
+def check_device(device: str) -> None:
+    """Raises OptionError for a device that torch does not know or this machine has not got."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"--device {device} cannot be used here: {reason}. Use cpu, or cuda where there is one."
+        ) from None
+
+
 def placed(model: Any, device: str) -> PreTrainedModel:
     """model.to(device); transformers decorates `to` in a way that leaves it no usable type."""
     return model.to(device)

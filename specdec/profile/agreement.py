@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
 
 import torch
 
+from specdec.errors import SpecdecError
 from specdec.profile.contenders import Contender
 from specdec.profile.engine import Engine
 from specdec.profile.measures import NAMES, TokenMeasures, measure
@@ -23,17 +24,30 @@ from specdec.target import ModelRunner
 
 
 def measure_agreement(
-    contenders: Sequence[Contender], engine: Engine, options: Options, space: Workspace, tick: Tick
+    contenders: Sequence[Contender],
+    engine: Engine,
+    options: Options,
+    space: Workspace,
+    note: Callable[[str], None],
+    tick: Tick,
 ) -> None:
-    """Adds one record a text and contender (and one of the target by itself, named plain) to this process' file."""
+    """Adds one record a text and contender (and one of the target by itself, named plain) to this process' file.
+
+    Args:
+        note: told which text could not be read.
+    """
     done = {(r["index"], r["temperature"]) for r in space.own("agreement") if r["last"]}
     runner = ModelRunner(engine.target)
     with space.open("agreement") as records:
         for number, text in enumerate(r for r in space.own("texts") if "text" in r):
             if (text["index"], text["temperature"]) not in done:
-                found = _of_text(text, contenders, engine, runner, options)
-                for place, record in enumerate(found):
-                    records.add(record | {"last": place + 1 == len(found)})
+                try:
+                    found = _of_text(text, contenders, engine, runner, options)
+                except (SpecdecError, torch.OutOfMemoryError) as error:
+                    note(f"the text of prompt {text['index']} was not compared: {type(error).__name__}")
+                else:
+                    last = len(found) - 1
+                    records.add_all([r | {"last": place == last} for place, r in enumerate(found)])
             tick(number + 1)
 
 

@@ -61,7 +61,8 @@ def contexts_of(items: Sequence[Item], options: Options, longest: int | None) ->
     """The usual length of a prompt, and a longer one where the target has room for it."""
     lengths = sorted(len(i.tokens) for i in items)
     usual = lengths[len(lengths) // 2]
-    room = usual * _LONGER if longest is None else longest - NEW_TOKENS - max(options.num_draft_tokens) - 1
+    room = usual * _LONGER if longest is None else longest - _new_tokens(max(options.num_draft_tokens)) - 1
+    usual = max(1, min(usual, room))
     return sorted({usual, max(usual, min(usual * _LONGER, room))})
 
 
@@ -133,10 +134,15 @@ def cost_record(call: Call, batch: int, context: float) -> dict[str, Any]:
 
 def _run(point: Point, items: Sequence[Item], engine: Engine) -> dict[str, Any]:
     prompts = [_of_length(items[row % len(items)].tokens, point.context) for row in range(point.batch)]
-    call = engine.run(
-        prompts, point.contender, point.num_draft_tokens, point.temperature, NEW_TOKENS, 0, is_metered=True
-    )
-    return cost_record(call, point.batch, point.context + NEW_TOKENS / 2)
+    k = point.num_draft_tokens
+    new_tokens = _new_tokens(k)
+    call = engine.run(prompts, point.contender, k, point.temperature, new_tokens, 0, is_metered=True)
+    return cost_record(call, point.batch, point.context + new_tokens / 2)
+
+
+def _new_tokens(num_draft_tokens: int) -> int:
+    """Enough for two whole rounds: in the first one a draft reads the prompt."""
+    return max(NEW_TOKENS, 2 * (num_draft_tokens + 1) + 1)
 
 
 def _of_length(tokens: Sequence[int], length: int) -> list[int]:

@@ -21,6 +21,7 @@ FEATURES = {
 }
 Key = tuple[str, bool]  # draft, sampled
 _OFTEN = 0.9  # of the rounds
+_CHAINS = ("model", "early-exit")  # whose windows are as wide as they are deep
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def fit_costs(records: Iterable[dict[str, Any]]) -> dict[Key, Costs]:
     """
     points: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        points[tuple(record["point"])].append(record)
+        if record["rounds"]:  # else the text ended with its first token
+            points[tuple(record["point"])].append(record)
     by_key: dict[Key, list[dict[str, float]]] = defaultdict(list)
     for (draft, _, _, _, sampled), repeats in points.items():
         by_key[draft, sampled].append(_typical(repeats))
@@ -108,7 +110,7 @@ def _shared(draft: str, sampled: bool, by_key: Mapping[Key, list[dict[str, float
     found = list(by_key.get((PLAIN, sampled), []))
     if min(p["share"] for p in by_key[draft, sampled]) < _OFTEN:
         for (other, kind), points in by_key.items():
-            if kind == sampled and other not in (PLAIN, draft):
+            if kind == sampled and other != draft and other.partition(":")[0] in _CHAINS:
                 found += [p for p in points if p["share"] >= _OFTEN]
     return found
 

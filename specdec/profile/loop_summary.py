@@ -24,6 +24,7 @@ class _Sum:
     """Of one setting."""
 
     seed: int
+    is_level: bool = False
     tokens: int = 0
     counts: Tally = field(init=False)
     positions: Tally = field(init=False)
@@ -63,13 +64,16 @@ class _Sum:
         index = record["rows"][0]["index"]
         self.work[record["number"]] = index, record["tokens"]
         self.tokens += record["tokens"]
-        self.counts.add("length", index, record["accepted"], record["row_rounds"])
-        self.counts.add("rate", index, record["accepted"], record["drafted"])
-        depths = zip(record["drafted_per_depth"], record["accepted_per_depth"], strict=True)
-        for position, (drafted, accepted) in enumerate(depths, start=1):
-            self.positions.add(("marginal", position), index, accepted, drafted)
-        self.drafted = [a + b for a, b in zip_longest(self.drafted, record["drafted_per_depth"], fillvalue=0)]
-        self.accepted = [a + b for a, b in zip_longest(self.accepted, record["accepted_per_depth"], fillvalue=0)]
+        # Not the call's own counts: those hold what was accepted behind a text's end as well.
+        lengths = [r.accepted for row in record["rows"] for r in row_rounds(row["sources"])]
+        self.counts.add("length", index, sum(lengths), record["row_rounds"])
+        self.counts.add("rate", index, sum(lengths), record["drafted"])
+        drafted = record["drafted_per_depth"]
+        accepted = [sum(length >= position for length in lengths) for position in range(1, len(drafted) + 1)]
+        for position, counts in enumerate(zip(accepted, drafted, strict=True), start=1):
+            self.positions.add(("marginal", position), index, *counts)
+        self.drafted = [a + b for a, b in zip_longest(self.drafted, drafted, fillvalue=0)]
+        self.accepted = [a + b for a, b in zip_longest(self.accepted, accepted, fillvalue=0)]
 
     def _add_row(self, row: dict[str, Any]) -> None:
         index = row["index"]
@@ -80,6 +84,8 @@ class _Sum:
         looked = [(i, letter == "a") for i, letter in enumerate(row["sources"]) if letter in "ar"]
         self.context.add(index, [row["context"] + i for i, _ in looked], [a for _, a in looked])
         self.entropy.add(index, [row["target_entropy"][i] for i, _ in looked], [a for _, a in looked])
+        if self.is_level:  # a row that was cut back to the slowest one's tokens shows a rejection that was none
+            return
         for position in range(1, len(self.drafted) + 1):
             reached = sum(r.reached(position) for r in rounds)
             self.positions.add(("conditional", position), index, sum(r.accepted >= position for r in rounds), reached)
@@ -117,12 +123,16 @@ def _surprise(rounds: list[RowRound], alpha: list[float]) -> tuple[float, int]:
     return sum((r.accepted > 0) - alpha[r.start] for r in looked), len(looked)
 
 
-def measured_of(records: Iterable[dict[str, Any]], seed: int) -> dict[Key, Measured]:
-    """Every setting that was run."""
+def measured_of(records: Iterable[dict[str, Any]], seed: int, *, levels: bool = False) -> dict[Key, Measured]:
+    """Every setting that was run.
+
+    Args:
+        levels: the rows of a batch commit equally many tokens a round.
+    """
     sums: dict[Key, _Sum] = {}
     for record in records:
         key = (record["draft"], record["temperature"], record["batch"], record["num_draft_tokens"])
-        sums.setdefault(key, _Sum(seed)).add(record)
+        sums.setdefault(key, _Sum(seed, levels and record["batch"] > 1)).add(record)
     return {
         key: _measured(s, plain, seed)
         for key, s in sums.items()

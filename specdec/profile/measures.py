@@ -22,7 +22,7 @@ class TokenMeasures:
         share: float64, min(1, q(x) / p(x)) of the text's token x: given that it was written, the chance that it was a
             draft's accepted one. Greedy: is it the draft's arg-max?
         greedy: bool, do the arg-maxes agree?
-        kl: float64, KL(p || q) in nats; infinite where q lacks what p has.
+        kl: float64, KL(p || q) in nats, over the ids that both models have; infinite where q lacks what p has.
         target_entropy, draft_entropy: float64, in nats.
         rank: int64, how many tokens the draft finds likelier than the text's.
         p, q: float64, both models' probability of the text's token.
@@ -65,6 +65,7 @@ def measure(target: Tensor, draft: Tensor, tokens: Tensor, temperature: float) -
 
 def _measure(target: Tensor, draft: Tensor, tokens: Tensor, temperature: float) -> TokenMeasures:
     target, draft = target.double(), draft.to(target.device).double()[:, : target.shape[1]]
+    width = draft.shape[1]
     draft = F.pad(draft, (0, target.shape[1] - draft.shape[1]), value=-torch.inf)
     scale = temperature if temperature > 0 else 1.0
     log_p, log_q = (target / scale).log_softmax(-1), (draft / scale).log_softmax(-1)
@@ -84,13 +85,19 @@ def _measure(target: Tensor, draft: Tensor, tokens: Tensor, temperature: float) 
         alpha=alpha,
         share=share,
         greedy=greedy,
-        kl=torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1),
+        kl=_divergence(target[:, :width] / scale, draft[:, :width] / scale),
         target_entropy=_entropy(p, log_p),
         draft_entropy=_entropy(q, log_q),
         rank=rank,
         p=p.gather(1, x)[:, 0],
         q=q.gather(1, x)[:, 0],
     )
+
+
+def _divergence(target: Tensor, draft: Tensor) -> Tensor:
+    log_p, log_q = target.log_softmax(-1), draft.log_softmax(-1)
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
 def _entropy(probs: Tensor, logprobs: Tensor) -> Tensor:

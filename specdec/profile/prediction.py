@@ -81,7 +81,7 @@ def predicted_of(
         records: of the teacher-forced pass.
         batches: prompts are taken so many at a time, in their order; what is left over at the end is left out, unless
             that is all there is.
-        only: the prompts to look at; all if omitted.
+        only: the prompts that the loop ran on, few enough to be held; then batches are those of `batches_of`.
     """
     lengths: dict[tuple[int, float], int] = {}
     waiting: dict[tuple[str, float, int], list[_Prompt]] = defaultdict(list)
@@ -101,12 +101,14 @@ def predicted_of(
         for batch in batches:
             group = waiting[draft, temperature, batch]
             group.append(prompt)
-            if len(group) == batch:
+            if only is None and len(group) == batch:
                 _add(sums, group, (draft, temperature, batch), costs, seed)
                 group.clear()
     for place, group in waiting.items():
-        if group and not any(key[:3] == place for key in sums):
-            _add(sums, [group[i % len(group)] for i in range(place[2])], place, costs, seed)
+        if only is None and any(key[:3] == place for key in sums):
+            continue
+        for start in range(0, len(group), place[2]):  # as `batches_of` fills up the loop's last batch
+            _add(sums, [group[i % len(group)] for i in range(start, start + place[2])], place, costs, seed)
     return {setting: total.predicted() for setting, total in sums.items()}
 
 

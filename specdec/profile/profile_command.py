@@ -45,6 +45,9 @@ _PROMPTS = (
 )
 
 
+_DEVICE = "cpu, cuda, ...; auto spreads a large target. cpu if omitted; under a launcher each process' own GPU."
+
+
 def profile(
     target: Annotated[str | None, typer.Option(help="Directory or hub id; the bundled pair if omitted.")] = None,
     draft: Annotated[list[str] | None, typer.Option(help="Draft model; may be given several times.")] = None,
@@ -63,7 +66,7 @@ def profile(
     price_per_hour: Annotated[float | None, typer.Option(help="Adds the cost of a million tokens.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32 or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto spreads a large target over devices.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if omitted.")] = None,
     out: Annotated[pathlib.Path, typer.Option(help="Directory for all of it.")] = pathlib.Path("specdec-profile"),
     full: Annotated[bool, typer.Option("--full", help="Print costs, trees, domains and ranks, too.")] = False,
@@ -91,7 +94,7 @@ def profile(
             repeats=repeats,
             seed=seed,
             dtype=dtype,
-            device=device,
+            device=device or "cpu",
             compile=compile,
             chat="auto" if chat is None else chat,
             price_per_hour=price_per_hour,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +28,11 @@ class Records:
     def add(self, record: dict[str, Any]) -> None:
         """Appends a record; on disk before this returns, as far as the process is concerned."""
         self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def add_all(self, records: Sequence[dict[str, Any]]) -> None:
+        """Appends records that belong together, in one write."""
+        self._file.write("".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records))
         self._file.flush()
 
     def __enter__(self) -> Records:

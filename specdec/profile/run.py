@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from specdec.bundled import bundled_pair
-from specdec.errors import InputError, UnsupportedModelError
-from specdec.loading import DTYPES, native_dtype, placed
+from specdec.errors import InputError, OptionError, UnsupportedModelError
+from specdec.loading import DTYPES, check_device, native_dtype, placed
 from specdec.probe import probe
 from specdec.profile.agreement import measure_agreement
 from specdec.profile.contenders import BUNDLED, Contender, contenders, renamed
@@ -101,6 +107,14 @@ class Profiling:
         self.prompts = bundled(limit=limit) if path is None else open_prompts(path, limit=limit)
         self.space = Workspace(self.out, self.team.rank, self.team.world)
         target, draft, tokenizer = self._load()
+        if options.chat is True and tokenizer.chat_template is None:
+            raise OptionError("--chat needs a chat template and this tokenizer has none: leave --chat out.")
+        # What else a checkpoint asks for (forced or suppressed tokens, min_p) would be in the loop's texts, and not
+        # in the distributions that target and draft are compared by. The target was loaded here, for nobody else.
+        own = target.generation_config
+        target.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        )
         self.runner = ModelRunner(target)
         probe(self.runner)
         if self.runner.layout.stepwise:
@@ -112,7 +126,7 @@ class Profiling:
         self.contenders = renamed(contenders(target, tokenizer, draft, options.drafts, options.strategies, device))
         self.engine = Engine(target, tokenizer, options.compile, options.seed)
         if self.team.leads:
-            self.space.begin(options, self.resume)
+            self.space.begin(options, self.resume, self.prompts.path)
         self.team.wait()
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase]:
@@ -120,6 +134,8 @@ class Profiling:
         device = options.device if self.team.device is None else str(self.team.device)
         if device == "auto" and (options.target is None or not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"  # nothing to spread, or nowhere to
+        if device != "auto":
+            check_device(device)
         dtype = DTYPES.get(options.dtype) or native_dtype("cuda" if device == "auto" else device)
         if options.target is None:
             target, draft, tokenizer = bundled_pair(dtype)
@@ -133,7 +149,7 @@ class Profiling:
 
     def _measure(self) -> None:
         options, space = self.options, self.space
-        longest = self.runner.max_positions
+        longest = self._context()
         write_texts(self.prompts, self.engine, options, space, longest, self._tick("texts", len(self.prompts)))
         self.team.wait()
         first = next((t for t in space.all("texts") if "text" in t), None)
@@ -141,21 +157,28 @@ class Profiling:
             raise InputError("none of the prompts can be used: " + ", ".join(t["skip"] for t in space.all("texts")))
         texts = len(options.temperatures) * -(-len(self.prompts) // self.team.world)
         self.contenders = [c.settled(self.engine.target, first["prompt"] + first["text"]) for c in self.contenders]
-        measure_agreement(self.contenders, self.engine, options, space, self._tick("agreement", texts))
+        tick = self._tick("agreement", texts)
+        measure_agreement(self.contenders, self.engine, options, space, self.notes.append, tick)
         self.team.wait()
         if self.team.leads:
             self._run_loops(longest)
 
+    def _context(self) -> int | None:
+        """Tokens that the target and every draft that is compared token by token have room for; None without an end."""
+        scorers = [c.scorer for c in self.contenders if c.scorer is not None]
+        limits = [self.runner.max_positions, *(ModelRunner(s).max_positions for s in scorers)]
+        return min((n for n in limits if n is not None), default=None)
+
     def _run_loops(self, longest: int | None) -> None:
         """What takes a clock: on the leading process, while the others have ended."""
         options, space = self.options, self.space
-        here = ((t["index"], t["domain"]) for t in space.all("texts") if t.get("last"))
+        here = sorted((t["index"], t["domain"]) for t in space.all("texts") if t.get("last"))
         chosen = chosen_prompts(here, options.loop_prompts)
         self.items = items_of(space.all("texts"), chosen)
         points = cost_grid(self.contenders, options, contexts_of(self.items, options, longest))
         for contender in (None, *self.contenders):  # warm: code paths, allocator, graphs
             for temperature in options.temperatures:
-                self.engine.run([self.items[0].tokens], contender, 2, temperature, 8, 0)
+                self.engine.run([self.items[0].tokens], contender, 2, temperature, min(8, options.new_tokens), 0)
         tick = self._tick("costs", REPEATS * len(points))
         costing = Costing(points, self.items, self.engine, space, self.notes.append, tick)
         costing.catch_up(0.0)

@@ -24,13 +24,17 @@ class Team:
     _state: Any = None
 
     @classmethod
-    def joined(cls, device: str) -> Team:
-        """The team that the launcher's environment tells of; one process by itself without a launcher."""
+    def joined(cls, device: str | None) -> Team:
+        """The team that the launcher's environment tells of; one process by itself without a launcher.
+
+        Args:
+            device: "cpu" keeps GPUs out; None takes them where there are any.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
         from accelerate import PartialState  # type: ignore[import-untyped]
 
-        state = PartialState(cpu=torch.device(device).type == "cpu" if device != "auto" else False)
+        state = PartialState(cpu=not torch.cuda.is_available() if device is None else device == "cpu")
         return cls(state.process_index, state.num_processes, state.device, state)
 
     @property

@@ -85,7 +85,7 @@ def _settings(
     batches = options.batches if facts.predicts_batches else [b for b in options.batches if b == 1]
     there = predicted_of(space.all("agreement"), costs, batches, options.seed, set(loop_prompts))
     overall = predicted_of(space.all("agreement"), costs, batches, options.seed)
-    measured = measured_of(space.all("loop"), options.seed)
+    measured = measured_of(space.all("loop"), options.seed, levels=not facts.predicts_batches)
     order = {PLAIN: -1} | {d.name: i for i, d in enumerate(facts.drafts)}
     keys = sorted({*there, *overall, *measured}, key=lambda k: (k[1], k[2], order.get(k[0], 0), k[3]))
     return [Setting(*k, there.get(k), measured.get(k), overall.get(k)) for k in keys]
@@ -121,7 +121,8 @@ def _costs(space: Workspace, models: Mapping[Key, Costs]) -> list[Cost]:
     """The grid as it was measured, and what the model says there."""
     points: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in space.all("costs"):
-        points[tuple(record["point"])].append(record)
+        if record["rounds"]:
+            points[tuple(record["point"])].append(record)
     found = []
     for (draft, k, batch, context, sampled), repeats in points.items():
         depth, share, place = (median(r[name] for r in repeats) for name in ("depth", "share", "context"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from specdec.errors import InputError
+from specdec.errors import InputError, SpecdecError
 from specdec.profile.engine import Engine
 from specdec.profile.options import Options
 from specdec.profile.prompts import Prompt, encode
@@ -37,7 +38,10 @@ def write_texts(
             if reason is not None:
                 records.add({"index": prompt.index, "skip": reason})
             else:
-                _continue(prompt, tokens, engine, options, records.add)
+                try:
+                    records.add_all(_continued(prompt, tokens, engine, options))
+                except (SpecdecError, torch.OutOfMemoryError) as error:
+                    records.add({"index": prompt.index, "skip": f"{type(error).__name__} while it was continued"})
             tick(number + 1)
 
 
@@ -56,23 +60,22 @@ def encoded(
     return tokens, None
 
 
-def _continue(
-    prompt: Prompt, tokens: list[int], engine: Engine, options: Options, add: Callable[[dict[str, Any]], None]
-) -> None:
+def _continued(prompt: Prompt, tokens: list[int], engine: Engine, options: Options) -> list[dict[str, Any]]:
+    """A record a temperature."""
     texts = [
         engine.run([tokens], None, 0, temperature, options.new_tokens, prompt.index).tokens[0]
         for temperature in options.temperatures
     ]
-    for number, (temperature, text) in enumerate(zip(options.temperatures, texts, strict=True)):
-        add(
-            {
-                "index": prompt.index,
-                "key": key_of(tokens),
-                "name": prompt.name,
-                "domain": prompt.domain,
-                "temperature": temperature,
-                "prompt": tokens,
-                "text": text,
-                "last": number + 1 == len(texts),  # the prompt is done
-            }
-        )
+    return [
+        {
+            "index": prompt.index,
+            "key": key_of(tokens),
+            "name": prompt.name,
+            "domain": prompt.domain,
+            "temperature": temperature,
+            "prompt": tokens,
+            "text": text,
+            "last": number + 1 == len(texts),  # the prompt is done
+        }
+        for number, (temperature, text) in enumerate(zip(options.temperatures, texts, strict=True))
+    ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from specdec.errors import InputError, OptionError
 from specdec.profile.options import Options
@@ -41,18 +44,28 @@ class Workspace:
         return read_records(self.parts / f"{part}.{self.rank}.jsonl")
 
     def all(self, part: str) -> Iterator[dict[str, Any]]:
-        """The records of every process, one file after the other."""
-        return read_records(*sorted(self.parts.glob(f"{part}.*.jsonl")))
+        """The records of every process, in the order of the prompts: as one process would have written them."""
+        files = [read_records(path) for path in sorted(self.parts.glob(f"{part}.*.jsonl"))]
+        return files[0] if len(files) == 1 else heapq.merge(*files, key=lambda record: record["index"])
 
-    def begin(self, options: Options, resume: bool) -> None:
-        """Makes the directory, or goes on with one.
+    def begin(self, options: Options, resume: bool, prompts: pathlib.Path) -> None:
+        """Makes the directory, or goes on with one. One in which nothing has been measured yet begins anew.
+
+        Args:
+            prompts: their file; a changed one is another one.
 
         Raises:
             OptionError: it holds a profile and is not to be resumed, or one of other settings.
             InputError: what should be resumed is not there, or was left by another number of processes.
         """
         path = self.root / "settings.json"
-        wanted = options.to_json() | {"processes": self.world}
+        with prompts.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha1").hexdigest()
+        wanted = options.to_json() | {
+            "processes": self.world,
+            "threads": torch.get_num_threads(),
+            "prompts_sha1": digest,
+        }
         if resume:
             if not path.is_file():
                 raise InputError(f"nothing to resume in {self.root}: leave out --resume, or give its --out.")
@@ -64,9 +77,11 @@ class Workspace:
                     "the same ones, or another --out."
                 )
             return
-        if path.exists():
+        if path.exists() and any("text" in record for record in self.all("texts")):
             raise OptionError(f"{self.root} holds a profile already: add --resume, or give another --out.")
         self.parts.mkdir(parents=True, exist_ok=True)
+        for left in self.parts.glob("*.jsonl"):
+            left.unlink()
         path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
 
 

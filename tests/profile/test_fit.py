@@ -35,7 +35,7 @@ def grid(noise: float = 0.0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     return [
         record(draft, k, batch, context, noise * float(rng.standard_normal()))
-        for draft, ks in (("plain", (0,)), ("small", (1, 2, 4, 8)))
+        for draft, ks in (("plain", (0,)), ("model:small", (1, 2, 4, 8)))
         for k in ks
         for batch in (1, 4)
         for context in (100, 800)
@@ -43,30 +43,30 @@ def grid(noise: float = 0.0) -> list[dict[str, Any]]:
 
 
 def test_costs_are_found_and_carried_to_settings_that_were_not_run() -> None:
-    small = fit_costs(grid())["small", False]
+    small = fit_costs(grid())["model:small", False]
     assert all(m.residual < 1e-6 for part, m in small.models.items() if part in ("draft", "verify"))
     for k, batch, context in ((3, 2, 400), (6, 8, 2000)):
         draft, verify = small.round_seconds(Load(batch, context, k, 1.0))
-        wanted = record("small", k, batch, context)
+        wanted = record("model:small", k, batch, context)
         assert draft == pytest.approx(wanted["draft"] / 10)
         assert verify == pytest.approx(wanted["verify"] / 10)
 
 
 def test_residual_tells_how_far_off_it_is() -> None:
-    noisy = fit_costs(grid(noise=0.1))["small", False]
+    noisy = fit_costs(grid(noise=0.1))["model:small", False]
     assert 0.01 < noisy.models["verify"].residual < 0.2
 
 
 def test_one_slow_repeat_does_not_count() -> None:
     slow = [r | {"verify": 20 * r["verify"]} for r in grid()]
-    assert fit_costs([*grid(), *slow, *grid()])["small", False].models["verify"].residual < 1e-6
+    assert fit_costs([*grid(), *slow, *grid()])["model:small", False].models["verify"].residual < 1e-6
 
 
 def test_with_one_batch_size_and_context_other_k_are_right() -> None:
     points = [r for r in grid() if r["batch"] == 1 and r["context"] == 100]
-    fitted = fit_costs(points)["small", False]
+    fitted = fit_costs(points)["model:small", False]
     draft, verify = fitted.round_seconds(Load(1, 100, 3, 1.0))
-    wanted = record("small", 3, 1, 100)
+    wanted = record("model:small", 3, 1, 100)
     assert (draft, verify) == (pytest.approx(wanted["draft"] / 10), pytest.approx(wanted["verify"] / 10))
 
 
@@ -99,3 +99,17 @@ def test_a_draft_that_seldom_speaks_is_helped_by_one_that_always_does() -> None:
     helped = fit_costs(grid() + seldom)["seldom", False].round_seconds(load)[1]
     assert helped == pytest.approx(wanted, rel=0.1)
     assert abs(alone - wanted) > 0.3 * wanted
+
+
+def test_calls_without_a_round_say_nothing() -> None:
+    empty = record("model:small", 2, 1, 100) | {"rounds": 0, "verify": 0.0, "draft": 0.0, "depth": 0, "share": 0.0}
+    assert fit_costs([*grid(), empty])["model:small", False] == fit_costs(grid())["model:small", False]
+
+
+def test_trees_do_not_say_what_a_chain_costs() -> None:
+    """They verify more tokens than they are deep."""
+    trees = [record("tree:small", k, 1, 100) for k in (2, 4, 8)]
+    trees = [r | {"verify": 3 * r["verify"]} for r in trees]
+    seldom = [record("ngram", k, 1, 100) | {"share": 0.05, "depth": 0.05 * k} for k in (2, 4, 8)]
+    with_trees = fit_costs([*grid(), *seldom, *trees])["ngram", False]
+    assert with_trees == fit_costs([*grid(), *seldom])["ngram", False]
