@@ -73,7 +73,7 @@ def generate(**arguments: Any) -> Any:
 def test_tokenizers_are_never_ignored() -> None:
     _, small, tokenizer = specdec.bundled_pair()
     other = pathlib.Path(__file__).parent.parent.parent / "drafts" / "other"
-    foreign = specdec.cli.AutoTokenizer.from_pretrained(other)
+    foreign = specdec.loading.AutoTokenizer.from_pretrained(other)
     both = {"tokenizer": tokenizer, "assistant_tokenizer": foreign}
     for arguments in ({"drafter": "ngram"}, {}):
         with pytest.raises(OptionError, match="assistant_tokenizer= is that of"):
@@ -91,14 +91,14 @@ def run(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", ["sufix", "tree:", "tree:nowhere"])
 def test_an_unknown_draft_on_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = specdec.cli.AutoModelForCausalLM.from_pretrained
+    load = specdec.loading.AutoModelForCausalLM.from_pretrained
 
     def nowhere(path: Any, **arguments: Any) -> Any:
         if str(path) in ("sufix", "", "nowhere"):  # without asking a hub
             raise OSError("no local folder")
         return load(path, **arguments)
 
-    monkeypatch.setattr(specdec.cli.AutoModelForCausalLM, "from_pretrained", nowhere)
+    monkeypatch.setattr(specdec.loading.AutoModelForCausalLM, "from_pretrained", nowhere)
     code, output = run("--draft", name)
     assert code == 2
     assert f"--draft {name} is neither a drafter" in output
