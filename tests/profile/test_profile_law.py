@@ -18,8 +18,10 @@ ASKED = Options(
 
 
 def _holds(interval: Interval, value: float) -> bool:
-    """Within the interval with the seeds here on the machine that it was written on; elsewhere rounding draws other texts,
-    of which one in twenty would miss it: so with as much again on either side."""
+    """Within the interval, or as much again beside it.
+
+    On other machines rounding draws other texts, of which one in twenty would miss the interval itself.
+    """
     wide = interval.high - interval.low
     return interval.low - wide < value < interval.high + wide
 
