@@ -11,7 +11,8 @@ from matplotlib.patches import FancyBboxPatch
 ROOMS = [
     ("cli", "the command line", 0, 18, 12),
     ("profile", "would a draft pay, how much, with which settings", 0, 17, 12),
-    ("attach", "for code that calls target.generate()", 0, 15, 12),
+    ("attach", "for code that calls target.generate()", 0, 15, 8),
+    ("said", "how commands end in an error", 8, 15, 4),
     ("check", "capabilities", 0, 16, 2.6),
     ("packages", "specdec cache", 2.6, 16, 2.9),
     ("indexes", "specdec index", 5.5, 16, 2.9),

@@ -26,7 +26,7 @@ from specdec.bundled import bundled_pair, bundled_prompts
 from specdec.capabilities import capabilities
 from specdec.check import load, summary, table
 from specdec.decode import SpeculativeOutput
-from specdec.errors import OptionError, SpecdecError
+from specdec.errors import OptionError
 from specdec.generate import SpeculativeDecoder
 from specdec.indexes import indexes
 from specdec.loading import DTYPES, Loaded, load_all, native_dtype, placed
@@ -35,6 +35,7 @@ from specdec.packages import packages
 from specdec.pieces import Pieces
 from specdec.profile.commands import compare, recommend
 from specdec.profile.profile_command import profile
+from specdec.said import one_line_errors
 from specdec.stats import SpeculationStats
 from specdec.types import Compile
 
@@ -197,7 +198,7 @@ def generate(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    try:
+    with one_line_errors(ValueError):
         text = _read_prompt(prompt, file, target)
         conversation = _read_chat(chat, system, chat_template)
         loaded = load_all(target, draft, DTYPES.get(dtype) or native_dtype(device), device)
@@ -215,9 +216,6 @@ def generate(
         if temperature > 0:
             arguments |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
         _run(console, loaded, decoder, arguments, text, repeats)
-    except (SpecdecError, OSError, ValueError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -233,12 +231,9 @@ def check(
     if dtype not in ("auto", *DTYPES):
         raise typer.BadParameter(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
     wanted = DTYPES.get(dtype) or native_dtype(device)
-    try:
+    with one_line_errors(ValueError):
         loaded = bundled_pair(wanted)[0] if model is None else load(model, wanted, attention)
         found = capabilities(placed(loaded, device))
-    except (SpecdecError, OSError, ValueError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
     console = Console(highlight=False)
     dtype_name = str(found.dtype).removeprefix("torch.")
     console.print(Text(f"{found.model}, {dtype_name}, {found.attention} attention", style="bold"))

@@ -27,7 +27,7 @@ ROOMS = [
     ["memory"],
     ["decode"],
     ["bundled", "arbitrate", "generate"],
-    ["attach"],
+    ["attach", "said"],
     ["check", "indexes", "packages", "loading"],
     ["profile"],
     ["__init__"],

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from specdec.errors import OptionError, SpecdecError
+from specdec.errors import OptionError
 from specdec.profile.advice import break_even
 from specdec.profile.advice import recommend as recommended
 from specdec.profile.choice import only
@@ -23,6 +22,7 @@ from specdec.profile.engines import SGLANG, VLLM, notes, to_sglang, to_vllm
 from specdec.profile.files import load
 from specdec.profile.schema import Profile
 from specdec.profile.terminal import print_recommendation
+from specdec.said import one_line_errors
 
 _DIRECTORY = "The directory that `specdec profile --out` wrote."
 _BATCH = "Only for this batch size; with --vllm and --sglang 1 if omitted."
@@ -45,7 +45,7 @@ def recommend(
     draft_tensor_parallel_size: Annotated[int | None, typer.Option(min=1, help=_TENSOR_PARALLEL)] = None,
 ) -> None:
     """Says what to run, and why, from a saved profile; or prints it as another engine's settings."""
-    with _errors():
+    with one_line_errors():
         if vllm and sglang:
             raise OptionError("--vllm and --sglang are two engines: ask for one at a time.")
         if draft_tensor_parallel_size is not None and not vllm:
@@ -76,7 +76,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
     """Compares two profiles on the prompts that both measured: differences b - a, prompts paired, with intervals."""
-    with _errors():
+    with one_line_errors():
         print_comparison(compared(a, b, seed), Console(highlight=False))
 
 
@@ -97,13 +97,3 @@ def _narrowed(
         there = "; ".join(f"temperature {r.temperature:g} with batch {r.batch}" for r in found) or "nothing"
         raise OptionError(f"no setting of this batch size and temperature was profiled. There is {there}.")
     return replace(profile, recommendations=kept, break_even=break_even(profile))
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One red line and status 2, as the other commands end."""
-    try:
-        yield
-    except (SpecdecError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None

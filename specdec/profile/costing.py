@@ -128,7 +128,6 @@ def cost_record(call: Call, batch: int, context: float) -> dict[str, Any]:
         "batch": batch,
         "context": context,
         "prompt_tokens": stats.prompt_tokens,
-        "peak": call.peak_bytes,
     }
 
 
@@ -136,7 +135,7 @@ def _run(point: Point, items: Sequence[Item], engine: Engine) -> dict[str, Any]:
     prompts = [_of_length(items[row % len(items)].tokens, point.context) for row in range(point.batch)]
     k = point.num_draft_tokens
     new_tokens = _new_tokens(k)
-    call = engine.run(prompts, point.contender, k, point.temperature, new_tokens, 0, is_metered=True)
+    call = engine.run(prompts, point.contender, k, point.temperature, new_tokens, 0)
     return cost_record(call, point.batch, point.context + new_tokens / 2)
 
 

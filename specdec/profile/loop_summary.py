@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import median, quantiles
@@ -98,13 +98,7 @@ class _Sum:
             self.counts.add("martingale", index, *_surprise(rounds, row["alpha"]))
 
     def times(self) -> Times:
-        draft, verify, other = (median(parts) for parts in zip(*self.rounds, strict=True))
-        totals = [sum(parts) for parts in self.rounds]
-        spread = 0.0
-        if len(totals) > 1:
-            low, _, high = quantiles(totals, n=4, method="inclusive")
-            spread = (high - low) / median(totals)
-        return Times(draft, verify, other, draft + verify + other, spread, median(self.prefill))
+        return times_of(self.rounds, self.prefill)
 
     def by_position(self) -> list[Position]:
         return [
@@ -116,6 +110,22 @@ class _Sum:
             )
             for position, (drafted, accepted) in enumerate(zip(self.drafted, self.accepted, strict=True), start=1)
         ]
+
+
+def times_of(rounds: Sequence[Sequence[float]], prefill: Sequence[float]) -> Times:
+    """Medians over runs, and how far the runs are apart.
+
+    Args:
+        rounds: of each run the seconds of a round: drafting, verifying, the rest.
+        prefill: of each run the seconds of a prompt's token.
+    """
+    draft, verify, other = (median(parts) for parts in zip(*rounds, strict=True))
+    totals = [sum(parts) for parts in rounds]
+    spread = 0.0
+    if len(totals) > 1:
+        low, _, high = quantiles(totals, n=4, method="inclusive")
+        spread = (high - low) / median(totals)
+    return Times(draft, verify, other, draft + verify + other, spread, median(prefill))
 
 
 def _surprise(rounds: list[RowRound], alpha: list[float]) -> tuple[float, int]:

@@ -21,13 +21,14 @@ from rich.progress import (
 )
 from transformers.utils import logging as hf_logging
 
-from specdec.errors import OptionError, SpecdecError
+from specdec.errors import OptionError
 from specdec.loading import DTYPES
 from specdec.profile.html import write_html
 from specdec.profile.options import Options, parse_counts, parse_temperatures
 from specdec.profile.run import PHASES, Profiling
 from specdec.profile.sharing import Team
 from specdec.profile.terminal import print_report
+from specdec.said import one_line_errors
 
 _SAYS = {
     "texts": "the target writes",
@@ -77,7 +78,7 @@ def profile(
     hf_logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
-    with _errors():
+    with one_line_errors(ValueError):
         if dtype not in ("auto", *DTYPES):
             raise OptionError(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}.")
         options = Options(
@@ -137,13 +138,3 @@ def _progress(is_shown: bool) -> Iterator[Any]:
             bars.update(task, completed=done, total=total)
 
         yield told
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One red line and status 2, as the other commands end."""
-    try:
-        yield
-    except (SpecdecError, OSError, ValueError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None

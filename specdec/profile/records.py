@@ -27,8 +27,7 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> None:
         """Appends a record; on disk before this returns, as far as the process is concerned."""
-        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
-        self._file.flush()
+        self.add_all([record])
 
     def add_all(self, records: Sequence[dict[str, Any]]) -> None:
         """Appends records that belong together, in one write."""

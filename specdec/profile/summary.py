@@ -16,7 +16,7 @@ from specdec.profile.advice import break_even, recommend, tree_advice, uppers
 from specdec.profile.agreement_summary import agreements_of
 from specdec.profile.example_texts import examples_of
 from specdec.profile.fit import Costs, Key, Load, fit_costs, plain_points
-from specdec.profile.loop_summary import measured_of
+from specdec.profile.loop_summary import measured_of, times_of
 from specdec.profile.options import Options
 from specdec.profile.prediction import predicted_of
 from specdec.profile.schema import PLAIN, VERSION, Cost, Draft, Machine, Profile, Setting, Subject, Times
@@ -132,13 +132,10 @@ def _costs(space: Workspace, models: Mapping[Key, Costs]) -> list[Cost]:
 
 
 def _times(repeats: Sequence[Mapping[str, Any]]) -> Times:
-    per_round = [[r[name] / max(r["rounds"], 1) for name in ("draft", "verify", "other")] for r in repeats]
-    totals = sorted(sum(parts) for parts in per_round)
-    draft, verify, other = (median(parts) for parts in zip(*per_round, strict=True))
-    quarter = len(totals) // 4
-    spread = (totals[-1 - quarter] - totals[quarter]) / median(totals)
-    prefill = median(r["prefill"] / max(r["prompt_tokens"], 1) for r in repeats)
-    return Times(draft, verify, other, draft + verify + other, spread, prefill)
+    return times_of(
+        [[r[name] / r["rounds"] for name in ("draft", "verify", "other")] for r in repeats],
+        [r["prefill"] / max(r["prompt_tokens"], 1) for r in repeats],
+    )
 
 
 def _shown(settings: Sequence[Setting]) -> set[tuple[str, float, int]]:

@@ -69,8 +69,10 @@ class Bands:
     def bands(self) -> list[Band]:
         """Those with tokens, ascending."""
         found = []
-        for band in sorted(int(str(g)) for g in self._tally.groups()):
-            low = self.edges[band]
+        there = set(self._tally.groups())
+        for band, low in enumerate(self.edges):
+            if band not in there:
+                continue
             high = self.edges[band + 1] if band + 1 < len(self.edges) else None
             found.append(Band(low, high, int(self._tally.below(band)), self._tally.interval(band)))
         return found
