@@ -38,6 +38,7 @@ class DecodeState:
         encoded: what the target's encoder made of its input, of all requests; None for decoder-only targets.
         compile: whether models run as compiled graphs in this call.
         graphs: which of them do.
+        draft_stream: which of several drafters draws now: none's tokens may say anything about another's.
         max_new_tokens: most that a row may still become.
         target: runs the target; for drafters that use its layers.
         cache: the target's, from the first proposal on. A drafter may open windows on it and must commit none: what
@@ -77,6 +78,7 @@ class DecodeState:
         self.seed = seed
         self._coins: KeyedCoins | None = None
         self._names: tuple[Tensor, Tensor, Tensor] | None = None
+        self.draft_stream = 0
         self.prompt = prompt
         self.encoded: Encoded | None = None
         self.compile: Compile = False
@@ -128,6 +130,7 @@ class DecodeState:
         assert self.seed is not None
         if self._coins is None:
             self._coins = KeyedCoins(self.seed, self.requests, self.lengths)
+        self._coins.stream = self.draft_stream
         return self._coins
 
     def coin_names(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,6 +64,9 @@ class MixedSession(DraftSession):
         """Lets a drafter propose; False where it has nothing to say."""
         session, most = self._sessions[drafter], self._depths[drafter]
         own = list(limit) if most is None else [min(n, most) for n in limit]
+        # Whether a drafter's tokens are used hangs on the others': they must be drawn apart, or a kept q is wrong. Of
+        # those that run a model at most one speaks in a round, and graphs know one stream.
+        state.draft_stream = 1 + drafter if self._is_free[drafter] else 0
         forwards, begun = session.forwards, perf_counter()
         proposal = session.propose(state, own)
         self._costs.drafted(drafter, session.forwards - forwards, perf_counter() - begun)

@@ -40,6 +40,7 @@ class Coins(Protocol):
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_STREAM = 1 << 32  # draft nodes between the names of one drafter's coins and the next one's
 
 
 def _logical_shift_right(x: Tensor, bits: int) -> Tensor:
@@ -96,17 +97,21 @@ class KeyedCoins:
         seed: 64-bit seed of the call.
         requests: [B] int64, identity of each row, constant while rows join and leave.
         lengths: [B] int64, committed tokens at the start of the round.
+
+    Attributes:
+        stream: which of several independent drafters draws now.
     """
 
     def __init__(self, seed: int, requests: Tensor, lengths: Tensor) -> None:
         self.seed = seed
         self.requests = requests
         self.lengths = lengths
-        self._drafts: Tensor | None = None
+        self.stream = 0
+        self._drafts: dict[int, Tensor] = {}  # by stream
 
-    def _coins(self, purpose: Purpose, num_nodes: int) -> Tensor:
-        """The coins of nodes 0..num_nodes-1: float64 [B, num_nodes]."""
-        nodes = torch.arange(num_nodes, device=self.requests.device)
+    def _coins(self, purpose: Purpose, num_nodes: int, first: int = 0) -> Tensor:
+        """The coins of num_nodes nodes from `first` on: float64 [B, num_nodes]."""
+        nodes = torch.arange(first, first + num_nodes, device=self.requests.device)
         return uniform(self.seed, self.requests[:, None], self.lengths[:, None], int(purpose), nodes)
 
     def bernoulli(self, prob: Tensor) -> Tensor:
@@ -118,7 +123,9 @@ class KeyedCoins:
 
     def draft(self, weights: Tensor, node: int) -> Tensor:
         """Samples draft node `node` from weights [B, V]: independent of every verification coin."""
-        if self._drafts is None or self._drafts.shape[1] <= node:
+        drafts = self._drafts.get(self.stream)
+        if drafts is None or drafts.shape[1] <= node:
             # A hash costs the same for one coin as for a round's worth.
-            self._drafts = self._coins(Purpose.DRAFT, max(16, 2 * node))
-        return inverse_cdf(weights, self._drafts[:, node])
+            drafts = self._coins(Purpose.DRAFT, max(16, 2 * node), self.stream * _STREAM)
+            self._drafts[self.stream] = drafts
+        return inverse_cdf(weights, drafts[:, node])

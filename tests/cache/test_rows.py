@@ -195,6 +195,23 @@ def test_a_failed_call_leaves_a_cache_usable() -> None:
     assert out.speculation.prompt_tokens == 3
 
 
+def test_an_error_takes_nothing_from_a_cache_that_agreed() -> None:
+    """What the failed call had only read again is still there, column by column."""
+    first = specdec.generate(TARGET, **prompts(3), drafter=DRAFT, max_new_tokens=8, return_dict_in_generate=True)
+    memory, mask = first.past_key_values, prompts(3)["attention_mask"]
+    covered = memory.get_seq_length()
+
+    def fails(_: specdec.Committed) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        specdec.generate(
+            TARGET, first.sequences, attention_mask=torch.cat([mask, torch.ones(3, 8, dtype=torch.int64)], 1),
+            past_key_values=memory, drafter=DRAFT, max_new_tokens=6, on_commit=fails,
+        )  # fmt: skip
+    assert memory.get_seq_length() == covered == first.sequences.shape[1] - 1
+
+
 def test_an_error_at_the_very_end_leaves_a_cache_usable() -> None:
     """The statistics' receiver fails after everything else is done."""
     first = specdec.generate(TARGET, **prompts(3), drafter=DRAFT, max_new_tokens=8, return_dict_in_generate=True)

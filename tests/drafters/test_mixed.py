@@ -9,7 +9,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from lossless.enumerated import SUPPRESSED, TOP_K, p_of
+from lossless.enumerated import FEW, SUPPRESSED, TOP_K, p_of
 from lossless.oracle import Drafted, Tables, bias, draft, iid, random_tables, top_k, without_replacement
 from models import VOCAB_SIZE, prompts, tiny
 from torch import Tensor
@@ -116,16 +116,18 @@ class CountingSession(ScriptedSession):
 
 
 class Watched(specdec.MixedDrafter):
-    """Keeps what the mix proposed, and for which texts."""
+    """Keeps what the mix proposed, for which texts, and how many of its drafters had spoken."""
 
     def start(self, state: DecodeState) -> MixedSession:
         session = super().start(state)
         self.rounds: list[tuple[list[list[int]], Proposal]] = []
+        self.spoke: list[int] = []
         propose = session.propose
 
         def kept(state: DecodeState, limit: Sequence[int]) -> Proposal:
             texts = [list(row) for row in state.host_tokens]
             self.rounds.append((texts, propose(state, limit)))
+            self.spoke.append(len(session._shares))
             return self.rounds[-1][1]
 
         session.propose = kept  # type: ignore[method-assign]
@@ -378,6 +380,56 @@ def test_sampling_keeps_the_law_where_rows_differ() -> None:
     certain = [float((p.q.amax(-1)[:, 0] == 1).double().mean()) for _, p in drafter.rounds if p.q is not None]
     assert any(0.05 < share < 0.95 for share in certain), "rows of both kinds in one round"
     assert p_of(target, prompt, out[:, 5:]) > 1e-6
+
+
+class Drawn(specdec.Drafter):
+    """Draws one token of `FEW`, all alike, as docs/drafters.md says; keeps it. It runs no model."""
+
+    def start(self, state: DecodeState) -> specdec.DraftSession:
+        drafter = self
+        self.tokens: list[Tensor] = []
+
+        class Session(specdec.DraftSession):
+            def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
+                weights = torch.zeros(state.batch_size, VOCAB_SIZE, dtype=torch.float64)
+                weights[:, FEW] = 1 / len(FEW)
+                tokens = state.coins().draft(weights, node=0)[:, None]
+                drafter.tokens.append(tokens)
+                return Proposal.chain(tokens, torch.tensor(limit)[:, None] > 0, weights[:, None])
+
+        return Session()
+
+
+def test_drafters_of_a_mix_draw_apart() -> None:
+    """What one has drawn decides whether another's tokens are used, with their q: it must say nothing about those."""
+    one, other = Drawn(), Drawn()
+    prompt = torch.tensor([[3, 4, 3, 5, 3]]).repeat(400, 1)
+    generate(
+        tiny("llama"), {"input_ids": prompt}, specdec.MixedDrafter([one, other]), do_sample=True, max_new_tokens=3,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    alike = (one.tokens[0] == other.tokens[0]).double().mean()
+    assert abs(alike - 1 / len(FEW)) < 0.1
+
+
+@pytest.mark.parametrize(("costly", "family"), [(False, "mamba2"), (True, "llama")])
+def test_several_sampled_proposals_lose_their_q(costly: bool, family: str) -> None:
+    """Whether one is used hangs on what there is of the others: as given tokens they are right all the same.
+
+    A recurrent target verifies no tree, so that there one of them is left out.
+    """
+    target, prompt = families.family(family), torch.tensor([[3, 4, 3, 5, 3]]).repeat(3, 1)
+    other = specdec.ModelDrafter(tiny("llama", noise=0.1)) if costly else Drawn()
+    drafter = Watched([Drawn(), other], costs=[0, 0])
+    out = generate(
+        target, {"input_ids": prompt}, drafter, do_sample=True, top_k=TOP_K, suppress_tokens=SUPPRESSED,
+        generator=torch.Generator().manual_seed(3), max_new_tokens=12,
+    )  # fmt: skip
+    assert out.speculation.accepted > 0
+    assert bool(out.speculation.draft_calls) == costly
+    both = [proposal for (_, proposal), count in zip(drafter.rounds, drafter.spoke, strict=True) if count == 2]
+    assert both
+    assert all(proposal.q is None for proposal in both)
 
 
 @pytest.mark.parametrize("pick", [iid, without_replacement])

@@ -236,6 +236,27 @@ OTHERS = [
         [f"{_MIXED}::test_given_rows_beside_sampled_ones_keep_the_law"],
     ),
     Mutant(
+        "sampled tokens that were looked at keep their q",
+        "drafters/mixed.py",
+        "if serves_all and (self._shares[drafter].proposal.q is None or len(self._shares) == 1):",
+        "if serves_all:",
+        [f"{_MIXED}::test_several_sampled_proposals_lose_their_q"],
+    ),
+    Mutant(
+        "sampled tokens are taken or left by what was drawn",
+        "drafters/mixed.py",
+        "if own.q is None or len(sampled) > 1:",
+        "if own.q is None:",
+        [f"{_MIXED}::test_several_sampled_proposals_lose_their_q"],
+    ),
+    Mutant(
+        "drafters of a mix draw with one coin",
+        "drafters/mixed.py",
+        "state.draft_stream = 1 + drafter if self._is_free[drafter] else 0",
+        "state.draft_stream = 0",
+        [f"{_MIXED}::test_drafters_of_a_mix_draw_apart"],
+    ),
+    Mutant(
         "a mix closes its first session only",
         "drafters/mixed.py",
         "            _close(sessions[1:])",

@@ -121,6 +121,20 @@ ROLLBACK = [
         _machine("llama"),
     ),
     Mutant(
+        "a ring takes a window that is one token too wide",
+        _SLIDING,
+        "opening.width > self.size - self.window + 1",
+        "opening.width > self.size - self.window + 2",
+        ["tests/cache/test_ring_edges.py"],
+    ),
+    Mutant(
+        "an error takes the last column from a cache",
+        _EXCHANGE,
+        "whole = (held <= torch.tensor(lengths)[:, None]).all(0)",
+        "whole = (held < torch.tensor(lengths)[:, None]).all(0)",
+        [f"{_ROWS}::test_an_error_takes_nothing_from_a_cache_that_agreed"],
+    ),
+    Mutant(
         "buffers begin as NaN",
         _LAYERS,
         "buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)",
