@@ -110,8 +110,8 @@ def test_no_inference_tensor_is_left_on_the_model() -> None:
     )
     model = type(tiny("llama"))(config).eval()
     ids = torch.randint(2, 64, (1, 5))
-    model.model.rotary_emb.max_seq_len_cached = 4  # as after a longer text: the next forward rebuilds its buffer
-    specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=6)
+    model.model.rotary_emb.max_seq_len_cached = 4  # a longer text than ever makes the forward rebuild its buffer
+    specdec.generate(model, ids, drafter=model, num_draft_tokens=2, max_new_tokens=40)  # longer than the probe's
     assert not any(b.is_inference() for b in model.buffers())
     model(ids, labels=ids).loss.backward()
 

@@ -73,7 +73,7 @@ MUTANTS = [
         _WINDOW,
         "if window.ancestors is not None:",
         "if False:",
-        [f"{_TREES}::test_every_memory"],
+        ["tests/test_models.py::test_the_page_says_what_the_probe_finds[mistral]", f"{_TREES}::test_every_memory"],
     ),
     Mutant(
         "ragged rows are masked as if they were level",
@@ -129,13 +129,13 @@ MUTANTS = [
         _FEEDING,
         "return [min(chunk, p - 1) for p in pending]",
         "return [min(chunk, p) for p in pending]",
-        ["tests/cache/test_state_machine.py::test_any_program_leaves_the_memory_of_the_text[llama]"],
+        ["tests/test_equality.py::test_equals_generate[prefill_chunk_size-3-greedy-model]"],
     ),
     Mutant(
         "recurrent rows that are ahead do not wait",
         _FEEDING,
         "return [width if p > width else 0 for p in pending]",
-        "return [min(width, p - 1) for p in pending]",
-        ["tests/cache/test_state_machine_windows.py::test_any_program_leaves_the_memory_of_the_text[mamba2]"],
+        "return [min(width, p) for p in pending]",
+        [f"{_MODELS}[mamba2-model-3]"],
     ),
 ]
