@@ -214,15 +214,17 @@ def test_bounds_on_confidence() -> None:
 def test_chains_end_where_the_draft_is_unsure() -> None:
     """By the product of the largest probabilities, row by row; rows at their limit keep no other row drafting."""
     model = tiny("llama")
-    flat = TemperatureLogitsWarper(2.0)
+    flat, bound = TemperatureLogitsWarper(1.5), 0.1
     whole, _ = proposals(specdec.ModelDrafter(model), [6, 6, 2], [flat], num_rows=3)
-    proposal, texts = proposals(specdec.ModelDrafter(model, min_confidence=0.3), [6, 6, 2], [flat], num_rows=3)
-    lengths = []
+    proposal, texts = proposals(specdec.ModelDrafter(model, min_confidence=bound), [6, 6, 2], [flat], num_rows=3)
+    lengths, by_token = [], []
     for row, text in enumerate(texts):
         ids = torch.tensor([[*text, *whole.tokens[row].tolist()]])
         with torch.no_grad():
-            top = (model(ids).logits[0, len(text) - 1 : -1].float() / 2).softmax(-1).amax(-1)
-        lengths.append(min(int((top.cumprod(0) >= 0.3).sum()), [6, 6, 2][row]))
+            top = (model(ids).logits[0, len(text) - 1 : -1].float() / 1.5).softmax(-1).amax(-1)
+        lengths.append(min(int((top.cumprod(0) >= bound).sum()), [6, 6, 2][row]))
+        by_token.append(min(int((top >= bound).sum()), [6, 6, 2][row]))
+    assert lengths != by_token  # each token for itself would be sure enough
     assert proposal.valid.sum(1).tolist() == lengths
     assert proposal.num_nodes == max(lengths) and len(set(lengths)) > 1
     assert torch.equal(proposal.tokens, whole.tokens[:, : proposal.num_nodes])
