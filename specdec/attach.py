@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from specdec.decode import OnFinish
 from specdec.drafters import Drafter
 from specdec.errors import REFUSALS, OptionError
-from specdec.generate import NumDraftTokens, SpeculativeDecoder
+from specdec.generate import NumDraftTokens, SpeculativeDecoder, rng_restored_on_error
 from specdec.loop import Rule
 from specdec.stats import SpeculationStats
 from specdec.streaming import ended
@@ -96,7 +96,7 @@ def attached(
         named = _by_name(before, args, kwargs)
         on_finish = _both(attachment.add, named.pop("on_finish", None))
         try:
-            with ended(named.get("streamer"), unless=refused):
+            with rng_restored_on_error(named.get("generator")), ended(named.get("streamer"), unless=refused):
                 return decoder.run(target, on_finish=on_finish, **named)
         except REFUSALS as error:
             if not refused(error):

@@ -156,7 +156,7 @@ class SpeculativeDecoder:
         **kwargs: Any,
     ) -> Tensor | Output:
         """`target.generate(inputs, **kwargs)`, sooner. See `specdec.generate`."""
-        with ended(kwargs.get("streamer")):
+        with rng_restored_on_error(generator), ended(kwargs.get("streamer")):
             return self.run(
                 target,
                 inputs,
@@ -178,8 +178,8 @@ class SpeculativeDecoder:
         on_finish: OnFinish | None = None,
         **kwargs: Any,
     ) -> Tensor | Output:
-        """`generate`, but for the streamer's end, which is left to the caller."""
-        with _rng_restored_on_error(generator), _counted():
+        """`generate`, but for what comes behind it: the streamer's end, and the generators after an error."""
+        with _counted():
             runner = _runner(target)
             if generation_config is None:  # PEFT's wrapper may have one of its own
                 generation_config = vars(target).get("generation_config") if runner.model is not target else None
@@ -234,7 +234,7 @@ class SpeculativeDecoder:
         That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
         on); `generate` has them all.
         """
-        with _rng_restored_on_error(None), _counted():
+        with rng_restored_on_error(None), _counted():
             check_config(generation_config)
             runner = _runner(target)
             if self.drafter is not None:
@@ -298,7 +298,7 @@ def generate(
     Example:
         >>> out = specdec.generate(target, **inputs, drafter=draft, max_new_tokens=64)  # doctest: +SKIP
     """
-    with ended(kwargs.get("streamer")):
+    with rng_restored_on_error(generator), ended(kwargs.get("streamer")):
         if isinstance(drafter, str) and drafter == "tree":
             drafter = _tree(kwargs)
         decoder = SpeculativeDecoder(drafter, num_draft_tokens, rule, compile)
@@ -422,7 +422,7 @@ def _counted() -> Iterator[None]:
 
 
 @contextmanager
-def _rng_restored_on_error(generator: torch.Generator | None) -> Iterator[None]:
+def rng_restored_on_error(generator: torch.Generator | None) -> Iterator[None]:
     """A failed call leaves torch's global generator, and the call's own, where they were."""
     before, own = torch.get_rng_state(), None if generator is None else generator.get_state()
     try:

@@ -77,6 +77,27 @@ def test_the_end_comes_also_if_the_call_is_refused(bad: dict[str, Any]) -> None:
     assert streamer.calls == ["end"]
 
 
+@pytest.mark.parametrize("way", ["generate", "decoder", "attached"])
+def test_an_error_of_the_end_gives_the_seed_back(way: str) -> None:
+    """The text is done by then; the call has failed all the same, and leaves the generators as they were."""
+
+    class Fails(Log):
+        def end(self) -> None:
+            raise RuntimeError("boom")
+
+    before, own = torch.get_rng_state(), torch.Generator().manual_seed(7)
+    arguments: dict[str, Any] = {**prompts(1), "do_sample": True, "max_new_tokens": 4}
+    decoder = specdec.SpeculativeDecoder(DRAFT)
+    ways: dict[str, Any] = {"generate": specdec.generate, "decoder": decoder.generate}
+    with specdec.attached(TARGET, drafter=DRAFT):
+        ways["attached"] = lambda target, **given: target.generate(**given)
+        for given in ({}, {"generator": own}):
+            with pytest.raises(RuntimeError, match="boom"):
+                ways[way](TARGET, **arguments, **given, streamer=Fails())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(own.get_state(), torch.Generator().manual_seed(7).get_state())
+
+
 def test_an_iterator_in_another_thread() -> None:
     target, draft, tokenizer = specdec.bundled_pair(torch.float32)
     inputs = tokenizer("def add(a, b):", return_tensors="pt")

@@ -72,6 +72,42 @@ def test_greedy_with_processors(target: PreTrainedModel, drafter: Any, processor
     assert torch.equal(compiled.sequences, plain.sequences)
 
 
+class Padded(Drafter):
+    """Right tokens for every row, of which row b says so of the first b only: the others are padding."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.texts = texts
+
+    def start(self, state: specdec.DecodeState) -> DraftSession:
+        texts = self.texts
+
+        class Session(DraftSession):
+            def propose(self, state: specdec.DecodeState, limit: Any) -> Proposal:
+                depth = min(3, max(limit))
+                rows = [
+                    (texts[request][len(text) :] + [0] * depth)[:depth]
+                    for request, text in zip(state.host_requests, state.host_tokens, strict=True)
+                ]
+                most = [min(n, request) for n, request in zip(limit, state.host_requests, strict=True)]
+                return Proposal.chain(torch.tensor(rows), torch.arange(depth) < torch.tensor(most)[:, None])
+
+        return Session()
+
+
+def test_padding_is_not_accepted_though_it_would_be_right(target: PreTrainedModel) -> None:
+    inputs = prompts(3)
+    whole = target.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    texts = [
+        [*ids[mask.bool()].tolist(), *new.tolist()]
+        for ids, mask, new in zip(
+            inputs["input_ids"], inputs["attention_mask"], whole[:, inputs["input_ids"].shape[1] :], strict=True
+        )
+    ]
+    compiled, plain = both(target, Padded(texts))
+    assert torch.equal(compiled.sequences, whole)
+    assert compiled.speculation.drafted == compiled.speculation.accepted == plain.speculation.accepted > 0
+
+
 def test_scores_and_logits(target: PreTrainedModel, draft: PreTrainedModel) -> None:
     compiled, plain = both(target, draft, output_scores=True, output_logits=True)
     assert torch.equal(compiled.sequences, plain.sequences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,13 @@ def test_a_draft_with_a_shorter_context_stops_drafting() -> None:
     draft.load_state_dict(target.state_dict())
     inputs = prompts(2)
     arguments = {**inputs, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    positions: list[int] = []
+
+    def note(_: Any, __: Any, given: dict[str, Tensor]) -> None:
+        positions.append(int(given["position_ids"].max()))
+
+    draft.register_forward_pre_hook(note, with_kwargs=True)
     out = specdec.generate(target, **arguments, drafter=draft, num_draft_tokens=4, return_dict_in_generate=True)
     assert torch.equal(out.sequences, target.generate(**arguments))
+    assert 25 < max(positions) < 30
     assert 0 < out.speculation.drafted < 4 * out.speculation.row_rounds
