@@ -14,6 +14,7 @@ import pytest
 import torch
 from equality.coupling import GumbelChoice, GumbelNoise
 from families import ARCHITECTURES, NEW_TOKENS, family, inputs
+from lossless.registry import EACH_CHANGE
 from models import prompts
 from torch import Tensor
 from transformers import LogitsProcessorList, WhisperForCausalLM
@@ -47,8 +48,11 @@ def decode(name: str, batch_size: int, draft: specdec.Drafter | None, **kwargs: 
     return out, stats[0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("kind", ["model", "self", "ngram"])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"),
+    [("model", 1), ("model", 3), ("ngram", 3)]
+    + [pytest.param(*setting, marks=pytest.mark.long) for setting in [("self", 1), ("self", 3), ("ngram", 1)]],
+)
 @pytest.mark.parametrize("name", WORKING)
 def test_equals_generate(name: str, kind: str, batch_size: int) -> None:
     """48 tokens, past windows and chunks of 8; rejections and full acceptances both happen."""
@@ -64,7 +68,7 @@ def test_equals_generate(name: str, kind: str, batch_size: int) -> None:
         assert stats.accepted_per_depth[-1] > 0 or (batch_size > 1 and name in LEVEL)
 
 
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EACH_CHANGE else pytest.mark.long) for n in WORKING])
 def test_auto_number_of_draft_tokens(name: str) -> None:
     """Any number from round to round, down to none, changes no token."""
     out, _ = decode(name, 3, drafter("model", name), num_draft_tokens="auto")

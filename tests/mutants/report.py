@@ -59,10 +59,10 @@ def write_page(path: pathlib.Path, mutants: Sequence[Mutant], found: Mapping[str
         "|---|---|---|---|---:|",
     ]
     for mutant in mutants:
-        result = found.get(mutant.name)
+        result, name = found.get(mutant.name), mutant.name.replace("|", "\\|")
         if result is None:
-            lines.append(f"| {mutant.file} | {mutant.name} | not run yet | | |")
+            lines.append(f"| {mutant.file} | {name} | not run yet | | |")
             continue
         test = (result.test.removeprefix("tests/") or result.why).replace("|", "\\|")
-        lines.append(f"| {mutant.file} | {mutant.name} | {_WORDS[result.verdict]} | `{test}` | {result.seconds:.0f} |")
+        lines.append(f"| {mutant.file} | {name} | {_WORDS[result.verdict]} | `{test}` | {result.seconds:.0f} |")
     path.write_text("\n".join(lines) + "\n")
