@@ -71,9 +71,7 @@ class Costs:
         plain, wider = self.steps(2)
         return self.catching_up + ((self._draft.median or 0.0) + wider) / plain - 1
 
-    def add(
-        self, rows: int, depth: int, width: int, tokens: float, draft_seconds: float, step_seconds: float
-    ) -> float:
+    def add(self, rows: int, depth: int, width: int, tokens: float, draft_seconds: float, step_seconds: float) -> float:
         """A round; returns what it lost against as many plain steps, in plain steps; negative if it gained.
 
         Args:
@@ -170,6 +168,8 @@ class Costs:
         slope = 0.0
         if len(widths) > 1:
             # A step up a stair is not the stair's slope: what is too hopeful is soon measured.
-            near, far = ((dearest - min(dearest, self._step[w].median or 0.0)) / (last - w) for w in (widths[-2], widths[0]))
+            near, far = (
+                (dearest - min(dearest, self._step[w].median or 0.0)) / (last - w) for w in (widths[-2], widths[0])
+            )
             slope = min(near, far)
         return [dearest + slope * i for i in range(1, most - last + 1)]
