@@ -175,8 +175,9 @@ class AutoLength:
             return 0
         depth = min(self._best, self._most)
         # What a step costs may rise in stairs: the one below is tried once, where only a guess speaks against it.
-        is_settled = depth == self._asked and depth > 1
-        return depth - 1 if is_settled and not self._costs.is_known(depth + round(self._refed)) else depth
+        width, known = depth + 1 + round(self._refed), self._costs.is_known
+        is_settled = depth == self._asked and depth > 1 and known(width)
+        return depth - 1 if is_settled and not known(width - 1) else depth
 
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float

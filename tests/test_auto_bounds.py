@@ -256,3 +256,12 @@ def test_a_batch_that_shrinks_measures_plain_steps_again() -> None:
     assert controller.choose() == 0
     controller.record([0] * 7, [0] * 7, 1, 0.0, 1.0)
     assert controller.choose() > 4
+
+
+def test_where_nothing_is_found_the_same_is_asked_for() -> None:
+    """A look-up that costs nothing and finds nothing has measured no width, so that none is to be compared."""
+    controller, asked = AutoLength(), []
+    for _ in range(12):
+        asked.append(controller.choose())
+        controller.record([0], [0], 1, 0.0, 1.0)
+    assert asked == [0] + [3] * 11
