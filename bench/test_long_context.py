@@ -84,7 +84,7 @@ def _transformers(model: PreTrainedModel, context: int, width: int) -> Callable[
 
     def step() -> None:
         model(ids[:, context:], past_key_values=cache, use_cache=True)
-        cache.crop(context)
+        cache.crop(-width)
 
     return step
 
