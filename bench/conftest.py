@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--draft-tokens", type=int, default=4, help="drafted tokens a round, where fixed (default 4)")
     group.addoption("--rounds", type=int, default=3, help="passes over all prompts by every side (default 3)")
     group.addoption("--threads", type=int, default=2, help="torch threads (default 2)")
+    group.addoption("--weights-size", default="170M", help="target of test_weights.py: small, 170M or 300M")
     group.addoption("--dtypes", default="bfloat16,float32", help="comma-separated (default bfloat16,float32)")
 
 

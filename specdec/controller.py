@@ -6,10 +6,10 @@ sampling the same seed may give another (equally distributed) text; a fixed numb
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Sequence
-from statistics import median
 from typing import Protocol
+
+from specdec.costs import Costs
 
 MAX_DRAFT_TOKENS = 16
 
@@ -47,128 +47,167 @@ class FixedLength:
         pass
 
 
-class _Recent:
-    """The median of the last nine measurements; looked at far more often than added to."""
+class _Acceptance:
+    """Conditional acceptance a_d of depth d, given that d - 1 was accepted: decayed counts.
+
+    A depth leans on the one above it where little was seen; what a depth has shown fades while it is not drafted, so
+    that bad luck there is not held against it for ever.
+    """
+
+    _DECAY = 0.95  # per observed round: about 20 rounds of memory
+    _FADE = 0.97  # per round that did not draft so deep
+    _HOPE = 2.0  # rounds of good acceptance imagined before the first: one bad round is no verdict
+    _PRIOR = 0.7
+    _LEAN = 2.0  # rounds that a depth borrows from the one above it
 
     def __init__(self) -> None:
-        self._last: deque[float] = deque(maxlen=9)
-        self.median: float | None = None
+        self._tried = [0.0] * (MAX_DRAFT_TOKENS + 1)  # by depth
+        self._passed = [0.0] * (MAX_DRAFT_TOKENS + 1)
+        self._tried[1], self._passed[1] = self._HOPE, self._PRIOR * self._HOPE
 
-    def add(self, value: float) -> None:
-        self._last.append(value)
-        self.median = median(self._last)
+    def add(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """One round: depth and accepted tokens of each row."""
+        tried, passed = self._tried, self._passed
+        deepest, rows = max(map(min, drafted, (a + 1 for a in accepted))), len(drafted)
+        for d in range(1, deepest + 1):
+            if rows == 1:
+                was_reached, was_passed = 1.0, float(accepted[0] >= d)
+            else:
+                pairs = [a for k, a in zip(drafted, accepted, strict=True) if k >= d]
+                was_reached = sum(a >= d - 1 for a in pairs) / rows
+                was_passed = sum(a >= d for a in pairs) / rows
+            tried[d] = tried[d] * self._DECAY + was_reached
+            passed[d] = passed[d] * self._DECAY + was_passed
+        undrafted = max(2, max(drafted) + 1)
+        tried[undrafted:] = [self._FADE * count for count in tried[undrafted:]]
+        passed[undrafted:] = [self._FADE * count for count in passed[undrafted:]]
+
+    def by_depth(self, most: int) -> list[float]:
+        """a_1, a_2, ..., as far as `most`."""
+        rate = self._passed[1] / self._tried[1]
+        rates, lean = [rate], self._LEAN
+        for tried, passed in zip(self._tried[2 : most + 1], self._passed[2 : most + 1], strict=True):
+            rate = (passed + lean * rate) / (tried + lean)
+            rates.append(rate)
+        return rates
+
+    def hope_again(self) -> None:
+        """Before a new try: all that was seen counts for nothing, and one good round is imagined."""
+        self._tried = [0.0] * (MAX_DRAFT_TOKENS + 1)
+        self._passed = [0.0] * (MAX_DRAFT_TOKENS + 1)
+        self._tried[1], self._passed[1] = 1.0, self._PRIOR
+
+
+class _Account:
+    """What drafting has cost against plain decoding so far, in plain steps; gains pay for later losses.
+
+    Each round pays back `SHARE` of a plain step, so that over n tokens no more than LIMIT + SHARE n plain steps and one
+    round are ever lost, whatever the draft and the estimates do.
+    """
+
+    SHARE = 0.025
+    LIMIT = 6.0
+    _SAVED = 20.0  # at most so much is set aside from good times
+
+    def __init__(self) -> None:
+        self.lost = 0.0
+
+    def add(self, lost: float) -> None:
+        self.lost = max(self.lost + lost - self.SHARE, -self._SAVED)
+
+    def allows(self, expected: float) -> bool:
+        return self.lost + expected <= self.LIMIT
 
 
 class AutoLength:
     """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
 
-    Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the decayed conditional acceptance at
-    depth d, which leans on that of depth d - 1 where little was seen. Cost: k drafted tokens, and a step
-    over k + 1 tokens; each the median of recent measurements, interpolated between the widths that were
-    seen.
+    Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the conditional acceptance at depth d. Cost: k drafted
+    tokens, and a step over k + 1 tokens, as measured (`costs.Costs`). Up to twice the depth that was measured may be
+    chosen, so that a draft that is always right soon reaches its best length.
 
-    The first round drafts nothing, so that the plain step that everything is compared to is measured.
+    What bounds the loss where estimates are wrong or a draft deceives them is an account (`_Account`): every round's
+    seconds against those of as many plain steps, the draft's catching up included (its first reading of the prompt is
+    not: it is over before anything is known). Tries of a draft that did not pay come after pauses that double.
+
+    Plain steps are what everything is compared to: the first round is one, and now and then another.
     """
 
-    _DECAY = 0.95  # per observed round: about 20 rounds of memory
-    _RETRY_ROUNDS = 3
-    _HOPE = 3.0  # rounds of good acceptance imagined before the first: one bad round is no verdict
-    _LEAN = 2.0  # rounds that a depth borrows from the one above it
+    _FIRST_PAUSE, _LONGEST_PAUSE = 8, 128  # plain rounds before the next try, doubled by each failure
+    _CHECK = 16  # rounds after which a plain step is timed again, where drafting gains little
+    _RARE_CHECK = 64  # and where it gains much
+    _MUCH = 1.4
 
     def __init__(self, start: int = 3) -> None:
-        self._tried: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)  # decayed counts by depth
-        self._accepted: list[float] = [0.0] * (MAX_DRAFT_TOKENS + 1)
-        self._tried[1], self._accepted[1] = self._HOPE, 0.7 * self._HOPE
-        self._draft = _Recent()  # seconds a drafted token
-        self._step: dict[int, _Recent] = defaultdict(_Recent)  # seconds of a step, by verified width
+        self._acceptance = _Acceptance()
+        self._costs = Costs()
+        self._account = _Account()
         self._refed = 0.0  # decayed mean of the tokens that windows hold beside depth + 1
-        self._next = self._best_now = start
-        self._pause = 8  # plain rounds before the next try, doubled by each failure
+        self._best, self._gain = start, 1.0  # the chosen depth, and its tokens a second over plain decoding's
+        self._pause = self._FIRST_PAUSE
         self._wait = 0
-        self._retrying = 0
+        self._most = MAX_DRAFT_TOKENS  # one behind a pause, doubled by each round of which something is accepted
+        self._since_plain = 0  # rounds
+        self._asked = 0
 
     def choose(self) -> int:
-        if not self._step:  # the first round
+        self._asked = self._next()
+        return self._asked
+
+    def _next(self) -> int:
+        is_sure = self._gain > self._MUCH and self._costs.num_plain > 1
+        check = self._RARE_CHECK if is_sure else self._CHECK
+        if self._costs.needs_plain or self._since_plain >= check:
             return 0
         if self._wait > 0:
             self._wait -= 1
-            if self._wait == 0:
-                self._retrying = self._RETRY_ROUNDS
-                self._forget()
-            return 0
-        if self._retrying > 0:
-            self._retrying -= 1
-            return min(2, max(1, self._next))
-        best = self._best_now
-        if best == 0:
+            if self._wait > 0 or not self._account.allows(self._costs.of_trying):
+                self._wait = max(self._wait, 1)
+                return 0
+            self._acceptance.hope_again()
+            self._most = 1
+            return 1
+        if self._best == 0:
             self._wait = self._pause
-            self._pause = min(2 * self._pause, 256)
-        else:
-            self._next = best
-        return best
+            self._pause = min(2 * self._pause, self._LONGEST_PAUSE)
+            return 0
+        if not self._account.allows(self._costs.catching_up):
+            return 0
+        depth = min(self._best, self._most)
+        # What a step costs may rise in stairs: the one below is tried once, where only a guess speaks against it.
+        width, known = depth + 1 + round(self._refed), self._costs.is_known
+        is_settled = depth == self._asked and depth > 1 and known(width)
+        return depth - 1 if is_settled and not known(width - 1) else depth
 
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
-        depth = max(drafted)
-        self._step[width].add(step_seconds)
-        if depth == 0:
-            if self._wait == 0:  # else the next choices are made
-                self._best_now = self._best()
-            return
-        self._refed += (1 - self._DECAY) * (width - depth - 1 - self._refed)
-        self._draft.add(draft_seconds / depth)
-        for d in range(1, depth + 1):
-            reached = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d - 1)
-            passed = sum(1 for k, a in zip(drafted, accepted, strict=True) if k >= d and a >= d)
-            if reached:
-                weight = self._DECAY
-                self._tried[d] = self._tried[d] * weight + reached / len(drafted)
-                self._accepted[d] = self._accepted[d] * weight + passed / len(drafted)
-        self._best_now = self._best()
-        if self._best_now > 0 and any(accepted):
-            self._pause = 8
+        depth, tokens = max(drafted), 1 + sum(accepted) / len(accepted)
+        lost = self._costs.add(len(drafted), depth, width, tokens, draft_seconds, step_seconds)
+        self._account.add(lost)
+        self._since_plain = 0 if width == 1 else self._since_plain + 1
+        if depth:
+            self._refed += 0.05 * (width - depth - 1 - self._refed)
+            self._acceptance.add(drafted, accepted)
+            self._most = min(2 * self._most, MAX_DRAFT_TOKENS) if any(accepted) else max(2, depth // 2)
+        if self._wait == 0 and (depth or self._asked == 0):
+            self._best, self._gain = self._found()
+            if depth and self._gain > 1 and any(accepted):
+                self._pause = self._FIRST_PAUSE
 
-    def _best(self) -> int:
-        """The depth with the most expected tokens per second, at most one beyond what was measured."""
-        if self._draft.median is None:
-            return self._next
+    def _found(self) -> tuple[int, float]:
+        """The depth with the most expected tokens a second, and how many times plain decoding's that is."""
+        if self._costs.draft is None:
+            return self._best, self._gain
         refed = round(self._refed)
-        measured = max(self._step) - refed  # widths; width w is depth w - 1
-        expected, product, conditional = 1.0, 1.0, 0.0
-        best, best_rate = 0, 1.0 / self._step_cost(1)
-        for depth in range(1, min(measured, MAX_DRAFT_TOKENS) + 1):
-            lean = 0.0 if depth == 1 else self._LEAN
-            conditional = (self._accepted[depth] + lean * conditional) / (self._tried[depth] + lean)
-            product *= conditional
+        most = min(MAX_DRAFT_TOKENS, max(1, 2 * (self._costs.widest - refed - 1)))
+        steps = self._costs.steps(most + 1 + refed)
+        plain, draft = steps[0], self._costs.draft
+        expected, product, best, gain = 1.0, 1.0, 0, 1.0
+        for depth, rate in enumerate(self._acceptance.by_depth(most), 1):
+            product *= rate
             expected += product
-            rate = expected / (depth * self._draft.median + self._step_cost(depth + 1 + refed))
-            if rate > best_rate:
-                best, best_rate = depth, rate
-        return best
-
-    def _seconds(self, width: int) -> float:
-        """Of a step over a width that was measured."""
-        seconds = self._step[width].median
-        assert seconds is not None
-        return seconds
-
-    def _step_cost(self, width: int) -> float:
-        """Seconds of a step over `width` tokens: measured, or from the nearest widths that were."""
-        if width in self._step:
-            return self._seconds(width)
-        low = max((w for w in self._step if w < width), default=None)
-        high = min((w for w in self._step if w > width), default=None)
-        if low is None or high is None:
-            nearest = high if low is None else low
-            assert nearest is not None
-            return self._seconds(nearest)
-        share = (width - low) / (high - low)
-        return (1 - share) * self._seconds(low) + share * self._seconds(high)
-
-    def _forget(self) -> None:
-        """Lets a retry change the verdict: earlier acceptance counts for one observation only."""
-        for d, tried in enumerate(self._tried):
-            if tried > 1:
-                self._accepted[d] /= tried
-                self._tried[d] = 1.0
+            found = expected * plain / (depth * draft + steps[depth + refed])
+            if found > gain:
+                best, gain = depth, found
+        return best, gain

@@ -114,10 +114,10 @@ def decode(
     if past is not None:
         check_past(runner)
     keep_rows = keeps and (past is not None or (returns_all and config.use_cache is not False))
-    with opened_memory(runner, prompt, past, keep_rows) as (memory, prompt):
+    most = prompt.mask.shape[1] + limits.max_new_tokens
+    with opened_memory(runner, prompt, past, keep_rows, most) as (memory, prompt):
         seen = list(memory.seen)
         seed = _seed(generator) if sampler.do_sample else None
-        most = prompt.mask.shape[1] + limits.max_new_tokens
         state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
         state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens

@@ -37,7 +37,7 @@ def check_past(runner: ModelRunner) -> None:
 
 @contextmanager
 def opened_memory(
-    runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool
+    runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool, most: int | None = None
 ) -> Iterator[tuple[Memory, Prompt]]:
     """The cache to decode with: a new one, or what `past` holds, as far as it agrees with the prompt.
 
@@ -47,6 +47,7 @@ def opened_memory(
     Args:
         past: None, transformers' DynamicCache, or a RollbackCache that an earlier call returned.
         keep_rows: the cache is returned.
+        most: tokens that a row may have in the end.
 
     Yields:
         The memory, and the prompt with the tokens that only the cache knew.
@@ -57,7 +58,7 @@ def opened_memory(
         UnsupportedOptionError: another kind of cache.
     """
     history = past.history if isinstance(past, RollbackCache) else None
-    memory, prompt = _open(runner, prompt, past, keep_rows)
+    memory, prompt = _open(runner, prompt, past, keep_rows, most)
     seen = list(memory.seen)
     try:
         yield memory, prompt
@@ -68,11 +69,13 @@ def opened_memory(
         raise
 
 
-def _open(runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool) -> tuple[Memory, Prompt]:
+def _open(
+    runner: ModelRunner, prompt: Prompt, past: Cache | None, keep_rows: bool, most: int | None
+) -> tuple[Memory, Prompt]:
     if isinstance(past, RollbackCache):
         return _continue(runner, prompt, past, keep_rows)
     batch_size = len(prompt.ids)
-    cache = runner.new_cache(batch_size, prompt.mask.shape[1] + 1)
+    cache = runner.new_cache(batch_size, prompt.mask.shape[1] + 1, most)
     seen = [0] * batch_size
     if past is None:
         return Memory(cache, seen, keep_rows), prompt

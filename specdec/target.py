@@ -111,12 +111,12 @@ class ModelRunner:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
-        """An empty cache for this model with room for `capacity` tokens a row."""
+    def new_cache(self, batch_size: int, capacity: int, most: int | None = None) -> RollbackCache:
+        """An empty cache for this model with room for `capacity` tokens a row, and at most for `most` if given."""
         kinds: Sequence[LayerKind] = self.kinds
         if self.layout.level:  # transformers' own masks then, which know slots in order
             kinds = [replace(kind, window=None) for kind in kinds]
-        return RollbackCache(kinds, batch_size, self.device, capacity)
+        return RollbackCache(kinds, batch_size, self.device, capacity, most=most)
 
     def plan(
         self, seen: Sequence[int], lengths: Sequence[int], proposal: Proposal, most: Sequence[int] | None = None

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(specdec.__file__).parent
 ROOMS = [
     ["errors", "pieces", "version"],
     ["types", "trace"],
-    ["stats"],
+    ["costs", "stats"],
     ["verify", "processors", "window", "cache", "wrapped"],
     ["sampling", "prompt", "stopping"],
     ["target", "recording", "streaming"],

@@ -25,7 +25,8 @@ from specdec.cache.sliding import SlidingLayer
 from specdec.errors import OptionError
 
 _FINE = 256  # and where attention looks at all slots: so few more cost it next to nothing
-_GRANULE = 64  # capacities are powers of two of this many slots: few reallocations, few shapes to compile
+_GRANULE = 64  # short capacities are powers of two of this many slots: few reallocations
+_SHORT = 1024  # slots; beyond, doubling would hold as much again as a long text needs
 
 
 class RollbackCache(Cache):
@@ -37,8 +38,10 @@ class RollbackCache(Cache):
         kinds: what each layer of the model remembers.
         batch_size: rows.
         device: where lengths and slots live (the model's input device).
-        capacity: slots to start with; grown geometrically when a window needs more.
-        fine: grow by a few slots at a time instead, for attention that looks at all slots there are.
+        capacity: slots to start with; grown geometrically when a window needs more, long texts by a sixteenth.
+        fine: grow by a few slots at a time from the start, for attention that looks at all slots there are.
+        doubling: always grow to powers of two, for graphs of which each capacity needs one of its own.
+        most: slots that will be needed in the end, so that none are made beyond; None if that is not known.
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
@@ -54,9 +57,11 @@ class RollbackCache(Cache):
         device: torch.device,
         capacity: int = _GRANULE,
         fine: bool = False,
+        doubling: bool = False,
+        most: int | None = None,
     ) -> None:
         window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
-        self._fine = fine
+        self._fine, self._doubling, self._most = fine, doubling, most
         self._opening = Opening(batch_size, self._rounded(capacity), window)
         layers: list[Any] = [_layer(kind, self._opening) for kind in kinds]
         self._attention = [layer for layer in layers if isinstance(layer, FullAttentionLayer)]
@@ -350,11 +355,14 @@ class RollbackCache(Cache):
         self._opening.capacity = capacity
 
     def _rounded(self, slots: int) -> int:
-        if not self._fine:
+        if self._doubling or not (self._fine or slots > _SHORT):
             return _round_up(slots)
         # A sixteenth more at a time: what is copied on the way stays small beside what attention reads.
         granules = -(-slots // _FINE)
-        return _FINE * (granules + granules // 16)
+        rounded = _FINE * (granules + granules // 16)
+        if self._most is None or rounded <= _SHORT:
+            return rounded
+        return max(slots, min(rounded, _GRANULE * -(-self._most // _GRANULE)))
 
     def _refused(self, *args: Any, **kwargs: Any) -> None:
         """Methods of a transformers Cache that know nothing of rows with lengths of their own."""

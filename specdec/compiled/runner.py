@@ -87,10 +87,11 @@ class CompiledRunner(ModelRunner):
         self._chains: dict[tuple[int, int], _Chain] = {}
         self.longest_window = _CHUNK
 
-    def new_cache(self, batch_size: int, capacity: int) -> RollbackCache:
+    def new_cache(self, batch_size: int, capacity: int, most: int | None = None) -> RollbackCache:
         """A cache whose layers all keep everything; windows are a matter of masks in the graph."""
         kinds = [replace(kind, window=None) for kind in self.kinds]
-        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine=self._graph.fine)
+        fine = self._graph.fine
+        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine, doubling=not fine, most=most)
         cache.allocate(self._graph.memory, self.dtype)
         return cache
 
