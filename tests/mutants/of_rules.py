@@ -113,8 +113,8 @@ CHAINS = [
     Mutant(
         "a narrow draft vocabulary is padded in front",
         _RULES,
-        "F.pad(q, (0, max(0, missing)))",
-        "F.pad(q, (max(0, missing), 0))",
+        "F.pad(q, (0, missing)) if missing",
+        "F.pad(q, (missing, 0)) if missing",
         [f"{_LAW}::test_draft_vocabulary_of_another_size"],
     ),
     Mutant(
