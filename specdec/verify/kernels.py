@@ -72,9 +72,9 @@ def _weights(logits, q, weights, ends, drawn_from, modes, tokens, maxima, sums, 
         at = logits + row * row_stride + tl.load(ends + row) * column_stride
         x = tl.load(at + index, mask=index < size, other=-float("inf")).to(ACC) / divisor
         p = tl.exp(x - tl.load(maxima + row)) / tl.load(sums + row)
-        is_there = (index < q_size) & (mode == 2)
+        q_end = tl.where(mode == 2, q_size, 0)  # else q has no say
         at = q + row * q_row_stride + tl.load(drawn_from + row) * q_column_stride
-        left = p - tl.load(at + index, mask=is_there, other=0.0).to(ACC)
+        left = p - tl.load(at + index, mask=index < q_end, other=0.0).to(ACC)
         left = tl.where(left < 0, 0.0, left)  # NaN stays NaN
         left = tl.where((mode == 3) & (index == tl.load(tokens + row)), p * 0, left)
         left = tl.where((index >= size) & (mode != 2), 0.0, left)

@@ -130,8 +130,8 @@ GREEDY = [
     Mutant(
         "ties are broken to the last",
         _RULES,
-        "choice = logits.argmax(-1, keepdim=True)",
-        "choice = logits.shape[-1] - 1 - logits.flip(-1).argmax(-1, keepdim=True)",
+        "choice = largest(logits)[..., None]",
+        "choice = logits.shape[-1] - 1 - largest(logits.flip(-1))[..., None]",
         [f"{_SCALAR}::test_greedy_ties_go_to_the_first_index", f"{_LAW}::test_greedy"],
     ),
     Mutant(
