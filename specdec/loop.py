@@ -333,9 +333,10 @@ class Decoding:
     def _form(self, proposal: Proposal) -> Form | None:
         """How a sampled chain over a large vocabulary is judged; None where `_verify` does it."""
         sampler = self.state.sampler
-        is_rejection = self.rule == "rejection" or proposal.num_nodes == 0
-        if not sampler.do_sample or sampler.needs_prefix or not (is_rejection and proposal.is_chain):
+        if not sampler.do_sample or sampler.needs_prefix or not proposal.is_chain:
             return None
+        if self.rule == "block" and proposal.num_nodes:
+            return None  # it weighs all nodes' residuals
         if self.recorder is not None:
             return None  # the scores of all nodes are wanted
         shape = (self.state.batch_size, proposal.num_nodes + 1, self.state.vocab_size)
@@ -366,7 +367,9 @@ class Decoding:
         return self._levelled(acceptance, proposal), scores
 
     def _levelled(self, acceptance: Acceptance, proposal: Proposal) -> Acceptance:
-        return acceptance.cut(proposal, acceptance.num_accepted.min()) if self._is_levelled else acceptance
+        if self._is_levelled:
+            acceptance = acceptance.cut(proposal, acceptance.num_accepted.min())
+        return acceptance
 
     def _account(self, num_drafted: list[int], num_accepted: list[int], width: int, drafting_done: float) -> None:
         """Counts the round and tells the controller what it cost."""

@@ -1,4 +1,4 @@
-"""The forms of the rejection rule for large vocabularies under the oracle, and as `rules.rejection` branch by branch."""
+"""The rejection rule in parts, for large vocabularies, under the oracle, and as `rules.rejection` branch by branch."""
 
 from __future__ import annotations
 
@@ -118,16 +118,17 @@ def broken(old: str, new: str) -> Rule:
     return rule
 
 
+_OTHER = "other = tokens[part].gather(1, at[:, None]) if q is None else _places(q, part, at)"
+_P_X = "_at(p[:, : tokens.shape[1]], tokens)"
 BROKEN = {
     "ratio upside down": ("p_x / q_x", "q_x / p_x"),
     "residual is p": ("(here - other).clamp_(min=0.0)", "here.clone()"),
-    "residual of the first position": ("other = tokens[part].gather(1, at[:, None]) if q is None else _places(q, part, at)",
-                                       "other = tokens[part].gather(1, at[:, None]) if q is None else _places(q, part, at * 0)"),
+    "residual of the first position": (_OTHER, _OTHER.replace("part, at)", "part, at * 0)")),
     "a late rejection draws from p": ("ended = (count == valid.sum(1))[stops]", "ended = (count >= 1)[stops]"),
     "rejection draws from p": ("((stops[ended], False), (stops[~ended], True))", "((stops, False),)"),
     "the token that was rejected can come again": ("here.gather(1, other) * 0)", "here.gather(1, other))"),
-    "p from the position before": ("_at(p[:, : tokens.shape[1]], tokens)", "_at(p[:, : tokens.shape[1]].roll(1, 1), tokens)"),
-}  # fmt: skip
+    "p from the position before": (_P_X, _P_X.replace("]]", "]].roll(1, 1)")),
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ pytest.importorskip("triton", reason="the kernels need triton, which comes with 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (IS_INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU here: set TRITON_INTERPRET=1 to run the kernels on the CPU", allow_module_level=True)
-from specdec.verify import kernels
+kernels: Any = import_module("specdec.verify.kernels")  # not before triton was found
 
 # The interpreter computes with numpy, which warns of infinities that a GPU takes in silence.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -39,7 +40,10 @@ def case(seed: int, shape: tuple[int, int, int], dtype: torch.dtype, has_q: bool
     tokens = torch.zeros(batch_size, 0, dtype=torch.int64)
     if num_nodes:
         tokens = torch.multinomial(q.flatten(0, 1), 1, generator=draws).view(batch_size, num_nodes)
-    valid = torch.arange(num_nodes) < torch.tensor([[num_nodes], [max(1, num_nodes - 1)]]).repeat(batch_size, 1)[:batch_size]
+    valid = (
+        torch.arange(num_nodes)
+        < torch.tensor([[num_nodes], [max(1, num_nodes - 1)]]).repeat(batch_size, 1)[:batch_size]
+    )
     chains = Proposal.chain(tokens.to(DEVICE), valid.to(DEVICE), q.to(DEVICE) if has_q and num_nodes else None)
     return logits.to(dtype).to(DEVICE), chains
 

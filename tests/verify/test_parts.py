@@ -1,4 +1,4 @@
-"""Acceptance over large vocabularies: coin by coin what `rules.rejection` gives, what it costs in memory, and faults."""
+"""Acceptance over large vocabularies: coin by coin what the rule gives, what it costs in memory, and faults."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_commits_what_the_rule_does(name: str, dtype: torch.dtype, has_q: bool) 
         assert not unfair.any()
         accepted += int(ours.num_accepted.sum())
         ended += int((ours.num_accepted == proposal.valid.sum(1)).sum())
-    assert accepted > 2 and ended < 12
+    assert accepted > (3 if has_q else 0) and ended < 12
 
 
 def test_a_token_that_q_cannot_draw_ends_the_chain() -> None:
@@ -138,7 +138,7 @@ def test_what_lies_behind_a_rejection_is_not_read(monkeypatch: pytest.MonkeyPatc
     assert not ours.num_accepted.any() and sum(asked) == 4
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Sizes(TorchDispatchMode):
@@ -185,7 +185,7 @@ def test_greedy_makes_no_copy() -> None:
     assert torch.equal(greedy(logits, proposal).next_token, greedy(logits.float(), proposal).next_token)
 
 
-# --- searches in two levels ---------------------------------------------------------------------------------------------
+# --- searches in two levels -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -238,4 +238,3 @@ def test_the_doors_draw_as_before_over_large_vocabularies() -> None:
     assert torch.equal(coins.categorical(weights[some], some), inverse_cdf(weights[some], coin[some]))
     prob = torch.rand(6, 9, dtype=torch.float64)
     assert torch.equal(coins.bernoulli(prob[some, 3:5], some, first=3), coins.bernoulli(prob)[some, 3:5])
-
