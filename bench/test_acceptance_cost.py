@@ -136,7 +136,7 @@ def _sampled_sides() -> dict[str, Callable[[Case], Outcome]]:
         assert case.proposal.q is not None
         return Outcome(1, (_read(case.logits), _read(case.proposal.q)))
 
-    sides = {"before": before, "rule": rule, "parts": parts, "read": read}
+    sides: dict[str, Callable[[Case], Outcome]] = {"before": before, "rule": rule, "parts": parts, "read": read}
     if os.environ.get("SPECDEC_BENCH_COMPILE") == "1":
         sides["compiled"] = lambda case: Outcome(1, _compiled_sums()(case.logits, 1 / TEMPERATURE))
     return sides

@@ -1,4 +1,4 @@
-"""A compiled target with a large vocabulary: chance is no graph there, and acceptance is judged in parts."""
+"""A compiled target whose vocabulary is too large for a graph of chance: acceptance is judged in parts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from models import prompts, tiny
 import specdec
 import specdec.loop as loop
 import specdec.verify.choice as choice
-
-VOCAB = 66_000  # above what a graph of chance takes
+from specdec.compiled import sampled
 
 
 def test_sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tiny("llama", dtype=torch.float32, vocab_size=VOCAB)
-    draft = tiny("llama", noise=0.01, dtype=torch.float32, vocab_size=VOCAB)
+    """The bounds are moved, so that a tiny vocabulary is a large one."""
+    for name in ("_LEAST_VOCAB", "_LEAST_NUMBERS"):
+        monkeypatch.setattr(choice, name, 1)
+    monkeypatch.setattr(sampled, "_MOST_VOCAB", 1)
+    target, draft = tiny("llama"), tiny("llama", noise=0.02)
     assert traced.why_not_captured(target) is traced.why_not_captured(draft) is None
     forms: list[str] = []
 
@@ -29,22 +31,21 @@ def test_sampled_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "judged", judged)
 
     def generate(compile: bool) -> Any:
+        arguments: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_k": 0, "max_new_tokens": 24}
         return specdec.generate(
             target,
             **prompts(3),
             drafter=draft,
             num_draft_tokens=4,
-            max_new_tokens=10,
-            do_sample=True,
-            temperature=0.8,
-            top_k=0,
             compile=compile,
             generator=torch.Generator().manual_seed(4),
             return_dict_in_generate=True,
+            **arguments,
         )
 
     compiled = generate(compile=True)
     assert compiled.speculation.graphs.roles["target"] == "compiled"
     assert "large" in compiled.speculation.graphs.roles["sampling"]
-    assert set(forms) == {"parts"} and compiled.speculation.accepted > 0
+    assert set(forms) == {"parts"}
+    assert 0 < compiled.speculation.accepted < compiled.speculation.drafted
     assert torch.equal(compiled.sequences, generate(compile=False).sequences)
