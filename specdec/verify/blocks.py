@@ -49,8 +49,8 @@ def drawn(weights: Tensor, coin: Tensor) -> Tensor:
     block = _first(cdf > threshold, sums)[:, None]
     before = F.pad(cdf, (1, 0)).gather(1, block)
     index = _inside(block * _BLOCK, weights.shape[1])
-    is_there = torch.arange(_BLOCK, device=weights.device) + block * _BLOCK < weights.shape[1]
-    inside = torch.where(is_there, weights.gather(1, index), 0).to(torch.float64)
+    # The last block is filled up with the last token: the first place that is beyond counts, and it is the same token.
+    inside = weights.gather(1, index).to(torch.float64)
     place = _first(before + inside.cumsum(1) > threshold, inside)[:, None]
     usable = (total > 0) & torch.isfinite(total)
     return torch.where(usable, index.gather(1, place), -1).squeeze(1)
