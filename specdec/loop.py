@@ -34,6 +34,8 @@ from specdec.target import ModelRunner, TargetOutput, at_nodes, kept_logits
 from specdec.trace import Source, Trace
 from specdec.types import Acceptance, Proposal, int_tensor
 from specdec.verify import block, greedy, rejection
+from specdec.verify.blocks import largest
+from specdec.verify.choice import Form, form_of, judged
 from specdec.window import Window, ancestor_matrix
 
 Rule = Literal["rejection", "block"]
@@ -293,7 +295,8 @@ class Decoding:
         """The round's forward, whatever the window and the rule."""
         state, layout = self.state, self.target.layout
         ends = state.host_ends(layout.level)
-        proposal, broken = proposal.repaired(state.vocab_size)
+        form = self._form(proposal)
+        proposal, broken = proposal.repaired(state.vocab_size, checks_q=form is None)
         drafted, nodes = proposal, None
         if not (layout.trees or proposal.is_chain):
             proposal, nodes = proposal.first_chain()
@@ -306,7 +309,13 @@ class Decoding:
         keep = kept_logits(roots, width, proposal.num_nodes)
         output = self._forward(window, cache, keep)
         logits = at_nodes(output.logits, keep, roots, proposal.num_nodes)
-        acceptance, scores = self._verify(logits, proposal)
+        if form is None:
+            acceptance, scores = self._verify(logits, proposal)
+            choices = partial(_choices, lambda: scores, proposal, drafted, nodes)
+        else:
+            acceptance, unfair = self._verify_large(form, logits, proposal)
+            broken, scores = broken | unfair, logits
+            choices = partial(_choices, partial(state.sampler.scores, logits, None), proposal, drafted, nodes)
         path = F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))  # node indices, 0 = root
         # A tree's path is moved together; a row of a tree has one pending token, the root.
         cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else path)
@@ -314,11 +323,31 @@ class Decoding:
         outcome = torch.cat([*counts, acceptance.tokens(proposal)], dim=1)
         record = None
         if self.recorder is not None:
-            record = partial(self._record, self.recorder, window, output, path, scores=scores, logits=logits)
+            record = partial(
+                self._record, self.recorder, window, output, path, scores=scores.to(torch.float32), logits=logits
+            )
         if nodes is not None:
             acceptance = replace(acceptance, path=_in_tree(acceptance.path, nodes))
-        choices = partial(_choices, scores, proposal, drafted, nodes)
         return _Round(outcome, drafted, lambda: acceptance, pending, width, choices, record)
+
+    def _form(self, proposal: Proposal) -> Form | None:
+        """How a sampled chain over a large vocabulary is judged; None where `_verify` does it."""
+        sampler = self.state.sampler
+        if not sampler.do_sample or sampler.needs_prefix or not proposal.is_chain:
+            return None
+        if self.rule == "block" and proposal.num_nodes:
+            return None  # it weighs all nodes' residuals
+        if self.recorder is not None:
+            return None  # the scores of all nodes are wanted
+        shape = (self.state.batch_size, proposal.num_nodes + 1, self.state.vocab_size)
+        return form_of(self.state.device, shape, sampler.temperature)
+
+    def _verify_large(self, form: Form, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
+        """As `_verify`, without distributions of all nodes; also [B] bool, rows whose q is no distribution."""
+        sampler = self.state.sampler
+        coins, temperature = self.state.coins(), sampler.temperature
+        acceptance, unfair = judged(form, logits, proposal, coins, sampler.probs, temperature)
+        return self._levelled(acceptance, proposal), unfair
 
     def _verify(self, logits: Tensor, proposal: Proposal) -> tuple[Acceptance, Tensor]:
         """Applies the processors and the acceptance rule to node logits; also the processed scores [B, N + 1, V]."""
@@ -326,15 +355,21 @@ class Decoding:
         prefixes = state.prefixes(proposal, is_final=True)
         if prefixes is not None and not proposal.is_chain:
             self.stats.host_syncs += 1
-        scores = state.sampler.scores(logits, prefixes)
-        if not state.sampler.do_sample:
+        sampler = state.sampler
+        # An argmax needs no copy in float32; float64 is rounded to it, as in transformers, where it may make ties.
+        is_plain = not (sampler.do_sample or sampler.processors) and logits.element_size() <= 4
+        scores = logits if is_plain else sampler.scores(logits, prefixes)
+        if not sampler.do_sample:
             acceptance = greedy(scores, proposal)
         else:
             rule = block if self.rule == "block" and proposal.is_chain else rejection
             acceptance = rule(scores.softmax(-1), proposal, state.coins())
+        return self._levelled(acceptance, proposal), scores
+
+    def _levelled(self, acceptance: Acceptance, proposal: Proposal) -> Acceptance:
         if self._is_levelled:
             acceptance = acceptance.cut(proposal, acceptance.num_accepted.min())
-        return acceptance, scores
+        return acceptance
 
     def _account(self, num_drafted: list[int], num_accepted: list[int], width: int, drafting_done: float) -> None:
         """Counts the round and tells the controller what it cost."""
@@ -434,13 +469,13 @@ def _in_tree(path: Tensor, nodes: Tensor) -> Tensor:
     return torch.where(path >= 0, nodes.gather(1, path.clamp(min=0)), -1)
 
 
-def _choices(scores: Tensor, verified: Proposal, drafted: Proposal, nodes: Tensor | None) -> Tensor:
+def _choices(scores: Callable[[], Tensor], verified: Proposal, drafted: Proposal, nodes: Tensor | None) -> Tensor:
     """[B, N + 1] argmax after the root and each drafted node, from scores [B, M + 1, V] of the verified ones.
 
     Args:
         nodes: [B, M] the verified chain's nodes in the drafted tree; None where all of it was verified.
     """
-    choice = scores.argmax(-1)
+    choice = largest(scores())
     behind = torch.where(verified.valid, choice[:, 1:], -1)
     if nodes is not None:
         unasked = torch.full_like(drafted.tokens, -1)

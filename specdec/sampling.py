@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, TemperatureLogitsWarper
 
 from specdec.processors import IGNORE_PREFIX, asks_any_prefix, for_rows, refuse_stateful
 
@@ -62,6 +62,18 @@ class Sampler:
         self.needs_prefix = any(type(p) not in IGNORE_PREFIX for p in self.processors)
         self.host_reads = 0  # times that the host waited for the device to tell what is possible
         self.by_depth = not all(asks_any_prefix(p) for p in self.processors)
+
+    @property
+    def temperature(self) -> float | None:
+        """What scores are divided by where nothing else is done to them; None where something is."""
+        if not self.processors:
+            return 1.0
+        (first, *more) = self.processors
+        return float(first.temperature) if type(first) is TemperatureLogitsWarper and not more else None
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """Distributions [B, M, V] of every node, where no processor asks for a prefix."""
+        return self.scores(logits, None).softmax(-1)
 
     def scores(self, logits: Tensor, prefixes: Prefixes | None) -> Tensor:
         """Processed scores of every node, float32 as in transformers.

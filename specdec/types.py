@@ -189,12 +189,16 @@ class Proposal:
         if self.tokens.dim() != 2:
             raise DrafterError(f"Proposal.tokens has shape {tuple(self.tokens.shape)}; expected [B, N].")
 
-    def repaired(self, vocab_size: int) -> tuple[Proposal, Tensor]:
+    def repaired(self, vocab_size: int, checks_q: bool = True) -> tuple[Proposal, Tensor]:
         """A proposal that no kernel can trip over, and [B] bool: what had to be repaired breaks the contract.
 
         Works on the device without a sync; the loop reads the flags with the round's outcome. Token ids,
         parents and q_index out of range are clamped, those of a chain are set right; a chain ends at its first invalid
         node, which is no breach; a q that is no distribution, and more siblings than `width`, can only be told.
+
+        Args:
+            vocab_size: the target's.
+            checks_q: False where the rule looks at q itself (`verify.parts`): this reads all of it.
         """
         if self.num_nodes == 0:
             return self, torch.zeros(self.tokens.shape[0], dtype=torch.bool, device=self.tokens.device)
@@ -211,11 +215,18 @@ class Proposal:
             broken = broken | ((siblings.sum(2) > self.width) & valid)
         q_index = self.q_index
         if self.q is not None and q_index is not None:
-            tolerance = 2e-2 if self.q.dtype in (torch.bfloat16, torch.float16) else 1e-3
-            fair = (self.q >= 0).all(-1) & ((self.q.sum(-1) - 1).abs() < tolerance)  # [B, M]; NaN is not
             q_index = q_index.clamp(0, self.q.shape[1] - 1)
-            broken = broken | (((q_index != self.q_index) | ~fair.gather(1, q_index)) & valid)
+            broken = broken | ((q_index != self.q_index) & valid)
+            if checks_q:
+                tolerance = q_tolerance(self.q)
+                fair = (self.q >= 0).all(-1) & ((self.q.sum(-1) - 1).abs() < tolerance)  # [B, M]; NaN is not
+                broken = broken | (~fair.gather(1, q_index) & valid)
         return replace(self, tokens=tokens, parents=parents, valid=valid, q_index=q_index), broken.any(1)
+
+
+def q_tolerance(q: Tensor) -> float:
+    """How far the sum of a distribution may be from 1 in q's dtype."""
+    return 2e-2 if q.dtype in (torch.bfloat16, torch.float16) else 1e-3
 
 
 def int_tensor(values: Sequence[Any], device: torch.device) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specdec.verify.blocks import LEAST_VOCAB, drawn
+
 
 class Purpose(enum.IntEnum):
     """What a coin decides. Part of its key."""
@@ -33,6 +35,18 @@ class Coins(Protocol):
 
     def categorical(self, weights: Tensor) -> Tensor:
         """weights [B, V] >= 0, not normalised -> int64 [B]; -1 where they sum to 0, inf or NaN."""
+        ...
+
+
+class PartCoins(Protocol):
+    """The same doors, opened part by part: a coin is the same whenever, and beside whatever others, it is asked for."""
+
+    def bernoulli(self, prob: Tensor, rows: Tensor | None = None, first: int = 0) -> Tensor:
+        """prob [R, n] of the given rows' nodes first..first+n-1 -> bool [R, n]; all rows if none are given."""
+        ...
+
+    def categorical(self, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+        """weights [R, V] of the given rows -> int64 [R]."""
         ...
 
 
@@ -107,25 +121,32 @@ class KeyedCoins:
         self.requests = requests
         self.lengths = lengths
         self.stream = 0
-        self._drafts: dict[int, Tensor] = {}  # by stream
+        self._round: dict[tuple[Purpose, int], Tensor] = {}  # by purpose and stream
 
     def _coins(self, purpose: Purpose, num_nodes: int, first: int = 0) -> Tensor:
         """The coins of num_nodes nodes from `first` on: float64 [B, num_nodes]."""
         nodes = torch.arange(first, first + num_nodes, device=self.requests.device)
         return uniform(self.seed, self.requests[:, None], self.lengths[:, None], int(purpose), nodes)
 
-    def bernoulli(self, prob: Tensor) -> Tensor:
-        # Strict: a coin of 0 must reject probability 0.
-        return self._coins(Purpose.ACCEPT, prob.shape[1]) < prob
+    def _kept(self, purpose: Purpose, num_nodes: int, rows: Tensor | None = None, stream: int = 0) -> Tensor:
+        """The same of some rows and of a stream; a hash costs the same for one coin as for a round's worth."""
+        kept = self._round.get((purpose, stream))
+        if kept is None or kept.shape[1] < num_nodes:
+            kept = self._round[purpose, stream] = self._coins(purpose, max(16, 2 * num_nodes), stream * _STREAM)
+        kept = kept[:, :num_nodes]
+        return kept if rows is None else kept[rows]
 
-    def categorical(self, weights: Tensor) -> Tensor:
-        return inverse_cdf(weights, self._coins(Purpose.NEXT_TOKEN, 1)[:, 0])
+    def bernoulli(self, prob: Tensor, rows: Tensor | None = None, first: int = 0) -> Tensor:
+        # Strict: a coin of 0 must reject probability 0.
+        return self._kept(Purpose.ACCEPT, first + prob.shape[1], rows)[:, first:] < prob
+
+    def categorical(self, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+        return _inverted(weights, self._kept(Purpose.NEXT_TOKEN, 1, rows)[:, 0])
 
     def draft(self, weights: Tensor, node: int) -> Tensor:
         """Samples draft node `node` from weights [B, V]: independent of every verification coin."""
-        drafts = self._drafts.get(self.stream)
-        if drafts is None or drafts.shape[1] <= node:
-            # A hash costs the same for one coin as for a round's worth.
-            drafts = self._coins(Purpose.DRAFT, max(16, 2 * node), self.stream * _STREAM)
-            self._drafts[self.stream] = drafts
-        return inverse_cdf(weights, drafts[:, node])
+        return _inverted(weights, self._kept(Purpose.DRAFT, node + 1, stream=self.stream)[:, node])
+
+
+def _inverted(weights: Tensor, coin: Tensor) -> Tensor:
+    return (drawn if weights.shape[1] >= LEAST_VOCAB else inverse_cdf)(weights, coin)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec.types import Acceptance, Law, Proposal
+from specdec.verify.blocks import largest
 from specdec.verify.coins import Coins
 from specdec.verify.tree import accepted_prefix, children_table, walk
 
@@ -39,7 +40,7 @@ def greedy(logits: Tensor, proposal: Proposal) -> Acceptance:
 
 def best(logits: Tensor) -> Tensor:
     """[...] int64 argmax of [..., V]; -1 where one of them is NaN, which argmax takes for the largest."""
-    choice = logits.argmax(-1, keepdim=True)
+    choice = largest(logits)[..., None]
     return torch.where(logits.gather(-1, choice).isnan(), -1, choice).squeeze(-1)
 
 
@@ -55,7 +56,7 @@ def rejection(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
         proposal: chain or tree of any law.
         coins: where every random choice comes from.
     """
-    p, q = _widen(p, proposal.q)
+    p, q = widened(p, proposal.q)
     if proposal.is_chain:
         return _rejection_chain(p, q, proposal, coins)
     return _rejection_tree(p, q, proposal, coins)
@@ -127,7 +128,7 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     """
     if not proposal.is_chain:
         raise ValueError("block verification is defined on chains; use rejection() for trees")
-    wide_p, q = _widen(p, proposal.q)
+    wide_p, q = widened(p, proposal.q)
     batch_size, num_nodes = proposal.tokens.shape
     if num_nodes == 0:
         path, num_accepted = proposal.tokens, proposal.tokens.new_zeros(batch_size)
@@ -164,13 +165,14 @@ def block(p: Tensor, proposal: Proposal, coins: Coins) -> Acceptance:
     return Acceptance(path, num_accepted, torch.where(broken, -1, coins.categorical(weights)))
 
 
-def _widen(p: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def widened(p: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Pads the narrower vocabulary with zeros."""
     if q is None:
         return p, None
     q = q.to(p.dtype)
     missing = p.shape[2] - q.shape[2]
-    return F.pad(p, (0, max(0, -missing))), F.pad(q, (0, max(0, missing)))
+    # Padding by nothing would copy both.
+    return F.pad(p, (0, -missing)) if missing < 0 else p, F.pad(q, (0, missing)) if missing > 0 else q
 
 
 def _pick(table: Tensor, index: Tensor) -> Tensor:

@@ -15,22 +15,22 @@ COINS = [
     Mutant(
         "a coin of 0 accepts what has probability 0",
         _COINS,
-        "return self._coins(Purpose.ACCEPT, prob.shape[1]) < prob",
-        "return self._coins(Purpose.ACCEPT, prob.shape[1]) <= prob",
+        "return self._kept(Purpose.ACCEPT, first + prob.shape[1], rows)[:, first:] < prob",
+        "return self._kept(Purpose.ACCEPT, first + prob.shape[1], rows)[:, first:] <= prob",
         [f"{_RULES}::test_a_coin_of_zero_rejects_what_the_target_cannot_say"],
     ),
     Mutant(
         "the next token's coin is that of the first node",
         _COINS,
-        "return inverse_cdf(weights, self._coins(Purpose.NEXT_TOKEN, 1)[:, 0])",
-        "return inverse_cdf(weights, self._coins(Purpose.ACCEPT, 1)[:, 0])",
+        "return _inverted(weights, self._kept(Purpose.NEXT_TOKEN, 1, rows)[:, 0])",
+        "return _inverted(weights, self._kept(Purpose.ACCEPT, 1, rows)[:, 0])",
         [_KEYS],
     ),
     Mutant(
         "drafts are drawn with the verification's coins",
         _COINS,
-        "self._drafts = self._coins(Purpose.DRAFT, max(16, 2 * node))",
-        "self._drafts = self._coins(Purpose.ACCEPT, max(16, 2 * node))",
+        "return _inverted(weights, self._kept(Purpose.DRAFT, node + 1)[:, node])",
+        "return _inverted(weights, self._kept(Purpose.ACCEPT, node + 1)[:, node])",
         [_KEYS],
     ),
     Mutant(

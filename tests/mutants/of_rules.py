@@ -113,8 +113,8 @@ CHAINS = [
     Mutant(
         "a narrow draft vocabulary is padded in front",
         _RULES,
-        "F.pad(q, (0, max(0, missing)))",
-        "F.pad(q, (max(0, missing), 0))",
+        "F.pad(q, (0, missing)) if missing",
+        "F.pad(q, (missing, 0)) if missing",
         [f"{_LAW}::test_draft_vocabulary_of_another_size"],
     ),
     Mutant(
@@ -130,8 +130,8 @@ GREEDY = [
     Mutant(
         "ties are broken to the last",
         _RULES,
-        "choice = logits.argmax(-1, keepdim=True)",
-        "choice = logits.shape[-1] - 1 - logits.flip(-1).argmax(-1, keepdim=True)",
+        "choice = largest(logits)[..., None]",
+        "choice = logits.shape[-1] - 1 - largest(logits.flip(-1))[..., None]",
         [f"{_SCALAR}::test_greedy_ties_go_to_the_first_index", f"{_LAW}::test_greedy"],
     ),
     Mutant(
