@@ -388,18 +388,18 @@ class Decoding:
         Args:
             depth: of the proposal, as its drafter said.
         """
-        for deepest, accepted, broken, *tokens in host:
-            if broken or deepest > depth:
-                raise DrafterError(
-                    f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}, a "
-                    "parent or q_index out of range, a q that is no distribution, or a tree of more levels or siblings "
-                    "than its depth and width say."
-                )
-            if tokens[accepted] < 0:
-                raise NumericalError(
-                    "the target's probabilities are NaN, infinite or all zero at this position: check the logits "
-                    "processors, or load the model in bfloat16 or float32 instead of float16."
-                )
+        # What breaks the target's distribution (a processor) breaks the draft's as well: the target's is told of.
+        if any(tokens[accepted] < 0 for _, accepted, _, *tokens in host):
+            raise NumericalError(
+                "the target's probabilities are NaN, infinite or all zero at this position: check the logits "
+                "processors, or load the model in bfloat16 or float32 instead of float16."
+            )
+        if any(broken or deepest > depth for deepest, _, broken, *_ in host):
+            raise DrafterError(
+                f"{type(self.session).__name__} proposed a token id outside 0..{self.state.vocab_size - 1}, a "
+                "parent or q_index out of range, a q that is no distribution (a draft samples through the call's "
+                "logits processors), or a tree of more levels or siblings than its depth and width say."
+            )
 
     def _record(
         self,

@@ -116,7 +116,9 @@ def _logits_of_processor(point: Point, setting: Setting, at: int | None) -> Call
         call.processors.append(processor)
     raises = setting.do_sample or value == "NaN"
     # A sampled call leaves one token possible: with probability 1 it is drawn, but not among others that are infinite.
-    call.allowed, call.must_raise = ((specdec.NumericalError,), True) if raises else ((), False)
+    # Where a draft comes upon it before the target does, it is the draft's q that is no distribution.
+    errors = (specdec.NumericalError, specdec.DrafterError)
+    call.allowed, call.must_raise = (errors[: 1 + setting.do_sample], True) if raises else ((), False)
     own = [*setting.arguments().get("logits_processor", []), processor]
     call.sound = lambda: settings.text(setting, logits_processor=own)
     return call
