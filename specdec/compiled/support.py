@@ -41,6 +41,8 @@ def _memory(runner: ModelRunner) -> str | None:
 
 def _model(runner: ModelRunner, survey: Survey) -> str | None:
     model: Any = runner.model
+    if runner.ranks is not None:
+        return "its weights are sharded over several processes, which a graph does not bring together"
     if model.training:
         return "the model is in training mode: call model.eval()"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
