@@ -174,7 +174,7 @@ def check_config(config: GenerationConfig) -> None:
 
 
 def check_sharding(target: PreTrainedModel) -> None:
-    """Raises UnsupportedOptionError for a target whose ranks must run their forwards in step, each on a batch of its own.
+    """Raises UnsupportedOptionError for a target whose ranks must run forwards in step, each on a batch of its own.
 
     Ranks that split its tensors, and nothing else, decode one batch together (`ranks`).
     """
@@ -184,7 +184,7 @@ def check_sharding(target: PreTrainedModel) -> None:
     mesh: Any = getattr(target, "_device_mesh", None)
     if mesh is not None and mesh.size() > (target.tp_size or 1):
         raise UnsupportedOptionError(
-            f"the target is spread over {mesh.size()} processes by pipeline stages or data as well as by tensors, which "
+            f"the target is spread over {mesh.size()} processes by more than its tensors (pipeline stages, data), which "
             "specdec does not bring together: load it with tp_plan='auto' alone (docs/big_models.md), or use "
             "model.generate()."
         )
