@@ -184,7 +184,7 @@ def check_sharding(target: PreTrainedModel) -> None:
     mesh: Any = getattr(target, "_device_mesh", None)
     if mesh is not None and mesh.size() > (target.tp_size or 1):
         raise UnsupportedOptionError(
-            f"the target is spread over {mesh.size()} processes by more than its tensors (pipeline stages, data), which "
+            f"the target is spread over {mesh.size()} processes by more than its tensors (stages, data), which "
             "specdec does not bring together: load it with tp_plan='auto' alone (docs/big_models.md), or use "
             "model.generate()."
         )

@@ -258,7 +258,7 @@ class _Text:
         if self.prompt is not None and self.prompt.encoded is not None:
             inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.prompt.encoded.hidden[:1])
         logits: Tensor = uncompiled_call(self.runner.model)(**inputs, use_cache=False, return_dict=True).logits
-        return _precise(logits[0])
+        return _precise(logits[0]).to(self.runner.device)  # a model spread over devices may end on another one
 
 
 def _precise(logits: Tensor) -> Tensor:

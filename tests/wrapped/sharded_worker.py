@@ -121,13 +121,25 @@ def other_logits() -> dict[str, Any]:
 
 
 def other_sharded_draft() -> dict[str, Any]:
-    """Rank 1 would choose other tokens of a draft that both must run together, and stop at other places."""
-    target, draft = sharded("llama"), sharded("llama-draft")
+    """Rank 1 would choose other tokens of a draft that both must run together, and has another seed.
+
+    The draft has the target's weights: all its tokens are accepted, unless the ranks have fed it different ones.
+    """
+    target, draft = sharded("llama"), sharded("llama")
     expected = plain(target)
     if RANK == 1:
         _turned(draft)
-    drafter = specdec.ModelDrafter(draft, min_confidence=0.2)
-    return said(expected, decoded(target, drafter))
+    torch.manual_seed(100 + RANK)
+    out = {}
+    for name, drafter in {"chain": draft, "tree": specdec.TreeDrafter(draft, num_nodes=8)}.items():
+        out[name] = said(expected, decoded(target, drafter))
+        sampled = decoded(target, draft, do_sample=True)
+        out[name] |= {"sampled": sampled.sequences.tolist(), "rejected": _rejected(sampled)}
+    return out
+
+
+def _rejected(out: Any) -> int:
+    return out.speculation.drafted - out.speculation.accepted
 
 
 def other_draft() -> dict[str, Any]:

@@ -147,13 +147,24 @@ def test_a_sharded_draft(reports: Reports, kind: str) -> None:
     assert told[0]["accepted"] and told[0]["draft_calls"] == told[1]["draft_calls"] > 0
 
 
-@pytest.mark.parametrize("what", ["other_logits", "other_sharded_draft", "other_clock"])
+@pytest.mark.parametrize("what", ["other_logits", "other_clock"])
 def test_ranks_of_another_mind(reports: Reports, what: str) -> None:
     told = [report[what] for report in reports]
     assert_exact(told)
     assert told[0]["drafted"]
     if what != "other_clock":  # in which acceptance is up to the length that is asked for
         assert told[0]["accepted"]
+
+
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_ranks_feed_a_sharded_draft_the_same_tokens(reports: Reports, kind: str) -> None:
+    """Else keys and values of different texts would meet in its attention."""
+    told = [report["other_sharded_draft"][kind] for report in reports]
+    assert_exact(told)
+    assert told[0]["sampled"] == told[1]["sampled"]
+    assert told[0]["rejected"] == 0
+    # Of a tree one path is accepted, and the target's text is one.
+    assert told[0]["accepted"] == told[0]["drafted"]
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree"])
