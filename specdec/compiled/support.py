@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
 from transformers.utils.generic import is_flash_attention_requested
@@ -47,6 +47,8 @@ def _model(runner: ModelRunner, survey: Survey) -> str | None:
         return "the model is in training mode: call model.eval()"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return "quantised weights"
+    if any(type(t.data) is not Tensor for t in survey.tensors):
+        return "quantised weights"  # torchao's quantize_ leaves no other mark than tensors of a class of its own
     if survey.is_hooked:
         return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
     if is_wrapped_call(model):
