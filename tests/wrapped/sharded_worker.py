@@ -102,13 +102,14 @@ def sharded_draft() -> dict[str, Any]:
 
 
 def _turned(model: PreTrainedModel) -> None:
-    """From now on this rank's logits are another text's."""
+    """From now on this rank's logits are another text's, wherever a cache is used (else its probe would agree)."""
 
-    def turn(_: Any, __: Any, output: Any) -> Any:
-        output["logits"] = output.logits.roll(1, -1)
+    def turn(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if kwargs.get("use_cache", True):
+            output["logits"] = output.logits.roll(1, -1)
         return output
 
-    model.register_forward_hook(turn)
+    model.register_forward_hook(turn, with_kwargs=True)
 
 
 def other_logits() -> dict[str, Any]:

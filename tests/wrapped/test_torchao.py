@@ -1,7 +1,7 @@
 """torchao's weight-only int8 and int4, as targets and as drafts, on the CPU.
 
-Weight-only methods compute the same whatever else is in a forward, so equality with the quantised model's own generate()
-is exact. The law of sampled calls is proven elsewhere, for any logits; here the text is the only one that there is to draw.
+Weight-only methods compute the same whatever else is in a forward, so equality with the quantised model's own
+generate() is exact. The law of sampled calls is proven elsewhere, for any logits; here there is one text to draw.
 """
 
 from __future__ import annotations
@@ -29,42 +29,35 @@ def _int4() -> Any:
     return quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=quantization.PerGroup(32))
 
 
-METHODS = {
-    "int8": (lambda: quantization.Int8WeightOnlyConfig(), torch.float32),
-    "int8 bfloat16": (lambda: quantization.Int8WeightOnlyConfig(), torch.bfloat16),
-    "int4": (_int4, torch.float32),
-}
+METHODS = {"int8": lambda: quantization.Int8WeightOnlyConfig(), "int4": _int4}
+LONG_INT4 = ["int8", pytest.param("int4", marks=pytest.mark.long)]
 
 
 def loaded(method: str, path: pathlib.Path, noise: float = 0.0) -> Any:
     """Quantised by transformers as it loads."""
-    make, dtype = METHODS[method]
     tiny("llama", noise=noise, dtype=torch.float32, **SIZES).save_pretrained(path)
-    settings = TorchAoConfig(make())
-    return AutoModelForCausalLM.from_pretrained(
-        path, quantization_config=settings, dtype=dtype, device_map="cpu"
-    ).eval()
+    how = {"quantization_config": TorchAoConfig(METHODS[method]()), "dtype": torch.float32, "device_map": "cpu"}
+    return AutoModelForCausalLM.from_pretrained(path, **how).eval()
 
 
 def in_place(method: str, noise: float = 0.0) -> Any:
     """Quantised by torchao itself, after loading."""
-    make, dtype = METHODS[method]
-    model = copy.deepcopy(tiny("llama", noise=noise, dtype=torch.float32, **SIZES)).to(dtype)
-    quantization.quantize_(model, make())
+    model = copy.deepcopy(tiny("llama", noise=noise, dtype=torch.float32, **SIZES))
+    quantization.quantize_(model, METHODS[method]())
     return model
 
 
-@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("method", LONG_INT4)
 def test_as_loaded_by_transformers(method: str, tmp_path: pathlib.Path) -> None:
     assert_works(loaded(method, tmp_path / "target"), loaded(method, tmp_path / "draft", noise=0.02))
 
 
-@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("method", [pytest.param("int8", marks=pytest.mark.long), "int4"])
 def test_as_quantised_in_place(method: str) -> None:
     assert_works(in_place(method), in_place(method, noise=0.02))
 
 
-@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("method", LONG_INT4)
 def test_every_way_to_draft(method: str) -> None:
     """A tree, a layer of its own, and the quantised copy of a target as its draft."""
     whole, target = tiny("llama", dtype=torch.float32, **SIZES), in_place(method)
@@ -86,7 +79,7 @@ def test_every_way_to_draft(method: str) -> None:
         assert out.speculation.accepted
 
 
-@pytest.mark.parametrize("method", ["int8", "int4"])
+@pytest.mark.parametrize("method", LONG_INT4)
 def test_sampled_tokens_are_likely_ones(method: str) -> None:
     """Of top_k=1 there is one text to draw, which rejection sampling must draw, whatever is drafted."""
     target, draft = in_place(method), in_place(method, noise=0.05)
