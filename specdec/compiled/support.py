@@ -47,10 +47,10 @@ def _model(runner: ModelRunner, survey: Survey) -> str | None:
         return "the model is in training mode: call model.eval()"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return "quantised weights"
-    if any(type(t.data) is not Tensor for t in survey.tensors):
-        return "quantised weights"  # torchao's quantize_ leaves no other mark than tensors of a class of its own
     if survey.is_hooked:
         return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
+    if any(type(t.data) is not Tensor for t in survey.tensors):
+        return "quantised weights"  # torchao's quantize_ leaves no other mark than tensors of a class of its own
     if is_wrapped_call(model):
         return "the model is already under torch.compile, or its forward has been replaced"
     if _has_adapters(model):
