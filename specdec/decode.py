@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from specdec.cache.exchange import columns
 from specdec.compiled import CompiledRunner, chance, compiled, note_uncompiled
 from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, Controller, FixedLength
 from specdec.drafters import Drafter, DraftSession
-from specdec.errors import InputError, UnsupportedOptionError
+from specdec.errors import DraftMismatchError, InputError, UnsupportedOptionError
 from specdec.inputs import Prompt, read_prompt
 from specdec.loop import ADVANCE_WINDOW, Committed, Decoding
 from specdec.memory import check_past, close_memory, keeps_memory, opened_memory
@@ -31,6 +31,7 @@ from specdec.stats import GraphUse, SpeculationStats
 from specdec.stopping import Limits
 from specdec.streaming import Stream
 from specdec.target import ModelRunner
+from specdec.types import Proposal
 
 logger = logging.getLogger("specdec")
 _WARNED: weakref.WeakSet[type] = weakref.WeakSet()  # model classes that decode without drafts: say it once
@@ -103,6 +104,10 @@ def decode(
             "output_hidden_states and prefill_chunk_size exclude each other: the prompt's hidden states are those of "
             "one forward. Leave one out."
         )
+    _check_ranks(runner, call.drafter)
+    if runner.ranks is not None:
+        said = (limits.max_new_tokens, bool(config.do_sample), type(call.drafter).__name__, call.num_draft_tokens)
+        runner.ranks.check_same([prompt.ids, prompt.mask], said)
     probe(runner)
     check_layout(runner, prompt)
     drafter = _fitting(runner, call.drafter)
@@ -118,6 +123,8 @@ def decode(
     with opened_memory(runner, prompt, past, keep_rows, most) as (memory, prompt):
         seen = list(memory.seen)
         seed = _seed(generator) if sampler.do_sample else None
+        if seed is not None and runner.ranks is not None:
+            (seed,) = runner.ranks.agree([seed])
         state = DecodeState(prompt.shown, prompt.ids, prompt.mask, most, runner.vocab_size, sampler, seed)
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
         state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens
@@ -127,7 +134,7 @@ def decode(
             runner,
             state,
             # Last of what may raise (a streamer takes the prompt before): from here on `run` closes the session.
-            drafter.start(state) if drafter is not None else DraftSession(),
+            _session(runner, drafter, state),
             controller,
             limits,
             call.rule,
@@ -137,6 +144,7 @@ def decode(
             recorder if recorder.wanted else None,
             config.prefill_chunk_size,
             ADVANCE_WINDOW,
+            runner.ranks,
         )
         new = decoding.run()
         if keep_rows:
@@ -197,6 +205,34 @@ def check_layout(runner: ModelRunner, prompt: Prompt) -> None:
             f"{name} is recurrent, so prompts of different lengths are fed in parts, which {sorted(prompt.extra.once)} "
             "forbid: give prompts of one length, or one a call."
         )
+
+
+def _check_ranks(runner: ModelRunner, drafter: Drafter | None) -> None:
+    """Raises DraftMismatchError for a sharded draft whose processes are not those of the target."""
+    ranks = None if drafter is None else drafter.ranks(runner.model)
+    if ranks is not None and (runner.ranks is None or not ranks.meets_same(runner.ranks)):
+        raise DraftMismatchError(
+            "the draft is sharded over other processes than the target: shard both in the same way, or load the draft "
+            "whole on every rank (without tp_plan)."
+        )
+
+
+class _Listening(DraftSession):
+    """Of a process that is told what rank 0 has drafted."""
+
+    observes = "nothing"
+
+    def propose(self, state: DecodeState, limit: Sequence[int]) -> Proposal:
+        return Proposal.empty(state.batch_size, state.device)
+
+
+def _session(runner: ModelRunner, drafter: Drafter | None, state: DecodeState) -> DraftSession:
+    """Opens the drafter's session; of several processes that share the target, in those that draft."""
+    if drafter is None:
+        return DraftSession()
+    if runner.ranks is None or runner.ranks.leads or drafter.ranks(runner.model) is not None:
+        return drafter.start(state)
+    return _Listening()
 
 
 def _compiled(

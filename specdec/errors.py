@@ -7,7 +7,8 @@
     ├── DraftMismatchError(ValueError)   target and draft do not share a vocabulary
     ├── UnsupportedModelError(TypeError) the model's memory or attention cannot be rolled back (yet)
     ├── DrafterError(RuntimeError)       a drafter broke its contract while decoding
-    └── NumericalError(RuntimeError)     NaN, inf or an empty distribution where p was expected
+    ├── NumericalError(RuntimeError)     NaN, inf or an empty distribution where p was expected
+    └── RankError(RuntimeError)          another process that shares the model has failed
 
 Each also derives from the builtin that a caller of `model.generate()` would expect, so existing
 `except ValueError` clauses keep working. The first four are raised before any decoding forward.
@@ -54,6 +55,10 @@ class DrafterError(SpecdecError, RuntimeError):
 
 class NumericalError(SpecdecError, RuntimeError):
     """The target's logits do not define a distribution."""
+
+
+class RankError(SpecdecError, RuntimeError):
+    """Another of the processes that share a sharded model has failed in this call."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from os import PathLike
 from typing import Any, Literal, Protocol, cast
 
@@ -179,8 +179,9 @@ class SpeculativeDecoder:
         **kwargs: Any,
     ) -> Tensor | Output:
         """`generate`, but for what comes behind it: the streamer's end, and the generators after an error."""
-        with _counted():
+        with _counted(), ExitStack() as together:
             runner = _runner(target)
+            together.enter_context(_in_step(runner))
             if generation_config is None:  # PEFT's wrapper may have one of its own
                 generation_config = vars(target).get("generation_config") if runner.model is not target else None
             if generation_config is not None:
@@ -234,9 +235,10 @@ class SpeculativeDecoder:
         That hook passes on neither streamer nor stop strings, and drops the mapped names (`assistant_model=` and so
         on); `generate` has them all.
         """
-        with rng_restored_on_error(None), _counted():
+        with rng_restored_on_error(None), _counted(), ExitStack() as together:
             check_config(generation_config)
             runner = _runner(target)
+            together.enter_context(_in_step(runner))
             if self.drafter is not None:
                 self.drafter.check(runner.model)
             if runner.is_encoder_decoder:
@@ -332,6 +334,11 @@ def _runner(target: Any) -> ModelRunner:
         )
     check_sharding(target)
     return ModelRunner(target)
+
+
+def _in_step(runner: ModelRunner) -> AbstractContextManager[None]:
+    """Where several processes share the target, one that raises tells the others."""
+    return nullcontext() if runner.ranks is None else runner.ranks.in_step()
 
 
 def _plain_generate(model: PreTrainedModel) -> Callable[..., Any]:

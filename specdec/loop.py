@@ -26,6 +26,7 @@ from specdec.drafters.base import DraftSession
 from specdec.errors import DrafterError, NumericalError, SpecdecError
 from specdec.feeding import feed_ahead, window_of
 from specdec.prompt import PromptInputs
+from specdec.ranks import Ranks
 from specdec.recording import Recorder
 from specdec.state import DecodeState
 from specdec.stats import SpeculationStats
@@ -114,6 +115,7 @@ class Decoding:
         prefill_chunk: most prompt tokens a row in one forward; None means all at once.
         advance_window: tokens that a recurrent row feeds again at most before a window without drafts for it moves its
             snapshot on.
+        ranks: the processes that make this call together, where target or draft are sharded: rank 0 decides.
     """
 
     target: ModelRunner
@@ -128,6 +130,7 @@ class Decoding:
     recorder: Recorder | None = None
     prefill_chunk: int | None = None
     advance_window: int = ADVANCE_WINDOW
+    ranks: Ranks | None = None
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     stopping: Stopping = field(init=False)
     _trace: Trace = field(init=False)
@@ -141,6 +144,8 @@ class Decoding:
         self._published = [0 for _ in requests]
         scores = self.recorder.scores if self.recorder is not None else lambda _, __: None
         self.stopping = Stopping(self.limits, self.state.prompt, scores)
+        if self.ranks is not None:
+            self.stopping.settle = self.ranks.settle
 
     def run(self) -> list[list[int]]:
         """Decodes to the end; returns the new tokens of each request."""
@@ -173,6 +178,8 @@ class Decoding:
         cache, seen = self.memory.cache, self.memory.seen
         state.cache = cache
         self.stats.prompt_tokens = sum(state.prompt_lengths) - sum(seen)
+        if self.ranks is not None:
+            self.ranks.agree([])  # all have come so far, and rank 0's drafter as well
         while state.batch_size:
             if self._prefilling:
                 whole = self.prompt is not None and self.prompt.once  # images belong to one forward
@@ -202,7 +209,7 @@ class Decoding:
         state = self.state
         state.seen = seen
         self._round_begun = perf_counter()
-        asked = 0 if self._prefilling else self.controller.choose()
+        asked = 0 if self._prefilling else self._choose()
         # A bonus or recovered token always comes, so the last allowed token need not be drafted.
         room = [
             self.stopping.max_new_tokens - (n - p) - 1
@@ -218,6 +225,19 @@ class Decoding:
             limit = [min(most, width - p) for most, p in zip(limit, pending, strict=True)]
         if max(limit) <= 0:
             return Proposal.empty(state.batch_size, state.device), limit
+        proposal = self._drafted(limit)
+        if self.ranks is not None:
+            proposal = self.ranks.share_proposal(proposal)
+        return _within(proposal, limit), limit
+
+    def _choose(self) -> int:
+        """How many tokens to ask for."""
+        asked = self.controller.choose()
+        return asked if self.ranks is None else self.ranks.agree([asked])[0]
+
+    def _drafted(self, limit: list[int]) -> Proposal:
+        """What the session proposes, in the form that it must have."""
+        state = self.state
         proposal = self.session.propose(state, limit)
         if not isinstance(proposal, Proposal):
             raise DrafterError(
@@ -228,7 +248,7 @@ class Decoding:
             raise DrafterError(
                 f"{type(self.session).__name__} proposed depth {proposal.depth}; at most {max(limit)} was asked for."
             )
-        return _within(proposal, limit), limit
+        return proposal
 
     def _step(self, cache: RollbackCache, seen: list[int], proposal: Proposal, limit: list[int]) -> list[int]:
         """One target forward and its consequences; returns the cache's lengths."""
@@ -316,6 +336,8 @@ class Decoding:
             acceptance, unfair = self._verify_large(form, logits, proposal)
             broken, scores = broken | unfair, logits
             choices = partial(_choices, partial(state.sampler.scores, logits, None), proposal, drafted, nodes)
+        if self.ranks is not None:
+            acceptance, broken = self.ranks.share_acceptance(acceptance, broken)
         path = F.pad(torch.where(acceptance.path >= 0, acceptance.path + 1, -1), (1, 0))  # node indices, 0 = root
         # A tree's path is moved together; a row of a tree has one pending token, the root.
         cache.commit(window.num_pending + acceptance.num_accepted, None if proposal.is_chain else path)

@@ -174,10 +174,20 @@ def check_config(config: GenerationConfig) -> None:
 
 
 def check_sharding(target: PreTrainedModel) -> None:
-    """Raises UnsupportedOptionError for a target whose ranks must run their forwards in step."""
+    """Raises UnsupportedOptionError for a target whose ranks must run forwards in step, each on a batch of its own.
+
+    Ranks that split its tensors, and nothing else, decode one batch together (`ranks`).
+    """
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(target)
     if sharded and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise UnsupportedOptionError(f"the target is sharded by FSDP or DeepSpeed ZeRO-3: {REFUSED['synced_gpus']}")
+    mesh: Any = getattr(target, "_device_mesh", None)
+    if mesh is not None and mesh.size() > (target.tp_size or 1):
+        raise UnsupportedOptionError(
+            f"the target is spread over {mesh.size()} processes by more than its tensors (stages, data), which "
+            "specdec does not bring together: load it with tp_plan='auto' alone (docs/big_models.md), or use "
+            "model.generate()."
+        )
 
 
 def refuse(name: str, value: Any) -> None:

@@ -66,11 +66,11 @@ def choose(runner: ModelRunner) -> Layout:
         UnsupportedModelError: there is none, not even one token at a time.
     """
     error = floor(runner)
-    if agrees(error, _most(runner.dtype)):
+    if _settled(runner, agrees(error, _most(runner.dtype))):
         limit = tolerance(runner.dtype, error)
         for layout in runner.layouts:
             error = attempt(runner, layout)
-            if agrees(error, limit):
+            if _settled(runner, agrees(error, limit)):
                 return layout
     raise UnsupportedModelError(_refusal(runner, error))
 
@@ -96,6 +96,11 @@ def agrees(error: float | str | None, limit: float) -> bool:
     return isinstance(error, float) and error <= limit
 
 
+def _settled(runner: ModelRunner, answer: bool) -> bool:
+    """Rank 0's answer where several share the model: errors that are rounding may differ."""
+    return answer if runner.ranks is None else runner.ranks.settle([answer])[0]
+
+
 def _most(dtype: torch.dtype) -> float:
     """More than this is no rounding in any model."""
     return 0.2 if dtype in (torch.bfloat16, torch.float16) else 0.02
@@ -111,8 +116,10 @@ def _repeats_itself(runner: ModelRunner) -> bool:
 def identity(runner: ModelRunner) -> tuple[object, ...]:
     """What decides a model's layout."""
     config = runner.model.config.get_text_config(decoder=True)
-    implementation = config._attn_implementation
-    return (type(runner.model), runner.dtype, implementation, runner.device.type, runner.kinds, runner.layouts)
+    implementation, is_sharded = config._attn_implementation, runner.ranks is not None
+    # A sharded model is asked on all ranks or on none: what one of them knows of a whole model does not count.
+    known = (type(runner.model), runner.dtype, implementation, runner.device.type, is_sharded)
+    return (*known, runner.kinds, runner.layouts)
 
 
 def _refusal(runner: ModelRunner, error: float | str) -> str:
@@ -251,7 +258,7 @@ class _Text:
         if self.prompt is not None and self.prompt.encoded is not None:
             inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.prompt.encoded.hidden[:1])
         logits: Tensor = uncompiled_call(self.runner.model)(**inputs, use_cache=False, return_dict=True).logits
-        return _precise(logits[0])
+        return _precise(logits[0]).to(self.runner.device)  # a model spread over devices may end on another one
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ class Stopping:
         prompt: [B, P] int64, as transformers would show it.
         scores: gives the scores of the first n new tokens, n tensors [B, V], for rows of the given lengths, or None
             where they are not kept.
+        settle: makes several processes' answers of timers and unknown criteria one.
 
     Attributes:
         outputs: the new tokens of each row, cut where the row ends.
@@ -89,6 +90,7 @@ class Stopping:
     limits: Limits
     prompt: Tensor
     scores: Callable[[int, Sequence[int]], tuple[Tensor, ...] | None] = lambda _, __: None
+    settle: Callable[[list[bool]], list[bool]] = list
     outputs: list[list[int]] = field(init=False)
     _ends: list[int | None] = field(init=False)
     _tails: list[list[int]] = field(init=False)  # of the prompts, as far as a stop string can reach back
@@ -148,7 +150,7 @@ class Stopping:
         """Asks what is asked about the whole batch; call it when every row of a round has been added."""
         if self.limits.timers:
             nothing = torch.empty(1, 0, dtype=torch.int64)
-            if any(bool(timer(nothing, None)) for timer in self.limits.timers):
+            if self.settle([any(bool(timer(nothing, None)) for timer in self.limits.timers)])[0]:
                 # Rows that may not be padded stop together, at the slowest one's length; no more is published yet.
                 together = min(map(len, self.outputs)) if self._runs_on else None
                 for row, end in enumerate(self._ends):
@@ -219,4 +221,4 @@ class Stopping:
                     f"of {batch_size}: return one per row, or one for all."
                 )
             ended = [e or f for e, f in zip(ended, flags * (batch_size // len(flags)), strict=True)]
-        return ended
+        return self.settle(ended)

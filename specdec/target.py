@@ -19,6 +19,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from specdec.cache import LayerKind, RollbackCache, layer_kinds
 from specdec.errors import UnsupportedModelError
 from specdec.prompt import PromptInputs
+from specdec.ranks import Ranks, ranks_of
 from specdec.types import Proposal
 from specdec.window import Plan, Window, plan, sliding_mask, to_additive
 from specdec.wrapped import uncompiled_call
@@ -63,6 +64,7 @@ class ModelRunner:
         layout: how its windows look: the best that its class admits, until `probe` has tried it.
         replays: it has recurrent states, so that rows are fed again what they accepted; windows hold no padding then.
         longest_window: a prompt is fed in parts of at most so many tokens; None means at once.
+        ranks: the processes that share a sharded model; None where it is whole.
 
     Raises:
         UnsupportedModelError: memory that cannot be rolled back.
@@ -72,6 +74,7 @@ class ModelRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.ranks: Ranks | None = ranks_of(model)
         config = model.config.get_text_config(decoder=True)
         names = parameters(model.forward)
         check_supported(model, config, names)

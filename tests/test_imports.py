@@ -13,7 +13,7 @@ ROOMS = [
     ["errors", "pieces", "version"],
     ["types", "trace"],
     ["costs", "stats"],
-    ["verify", "processors", "window", "cache", "wrapped"],
+    ["verify", "processors", "window", "cache", "wrapped", "ranks"],
     ["sampling", "prompt", "stopping"],
     ["target", "recording", "streaming"],
     ["state"],

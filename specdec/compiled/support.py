@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
 from transformers.utils.generic import is_flash_attention_requested
@@ -41,12 +41,16 @@ def _memory(runner: ModelRunner) -> str | None:
 
 def _model(runner: ModelRunner, survey: Survey) -> str | None:
     model: Any = runner.model
+    if runner.ranks is not None:
+        return "its weights are sharded over several processes, which a graph does not bring together"
     if model.training:
         return "the model is in training mode: call model.eval()"
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return "quantised weights"
     if survey.is_hooked:
         return "hooks on its modules (of accelerate, or your own), which would not run inside a graph"
+    if any(type(t.data) is not Tensor for t in survey.tensors):
+        return "quantised weights"  # torchao's quantize_ leaves no other mark than tensors of a class of its own
     if is_wrapped_call(model):
         return "the model is already under torch.compile, or its forward has been replaced"
     if _has_adapters(model):

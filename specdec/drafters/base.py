@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from specdec.ranks import Ranks
 from specdec.types import Acceptance, Proposal
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class Drafter:
 
     def check(self, target: PreTrainedModel) -> None:
         """Raises a SpecdecError if this drafter cannot serve the target. Called before any forward."""
+
+    def ranks(self, target: PreTrainedModel) -> Ranks | None:
+        """The processes that must draft together, since they share a model that drafts; None: rank 0 drafts alone."""
+        return None
 
     def start(self, state: DecodeState) -> DraftSession:
         """Opens the session of one call, before the prompt is prefilled."""

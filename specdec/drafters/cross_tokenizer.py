@@ -20,6 +20,7 @@ from specdec.drafters.shared_vocabulary import SharedVocabulary, special_pairs
 from specdec.drafters.spelling import Spelling
 from specdec.errors import DraftMismatchError, OptionError, UnsupportedModelError
 from specdec.probe import probe
+from specdec.ranks import Ranks
 from specdec.sampling import Sampler
 from specdec.state import DecodeState
 from specdec.target import ModelRunner, input_device
@@ -300,6 +301,9 @@ class CrossTokenizerDrafter(Drafter):
                 f"move the draft with draft.to({str(device)!r})."
             )
         _check_size("target", self._target, target.config.get_text_config(decoder=True).vocab_size)
+
+    def ranks(self, target: PreTrainedModel) -> Ranks | None:
+        return self._runner.ranks
 
     def start(self, state: DecodeState) -> DraftSession:
         probe(self._runner)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specdec.errors import UnsupportedModelError
+from specdec.ranks import ranks_of
 from specdec.target import parameters
 from specdec.wrapped import uncompiled_call
 
@@ -110,7 +111,8 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int], *, keep: bool = Tru
 def choices_along(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """[1, T] the likeliest token behind each of the tokens [1, T]."""
     choice: Tensor = uncompiled_call(model)(input_ids=tokens, use_cache=False, return_dict=True).logits.argmax(-1)
-    return choice
+    ranks = ranks_of(model)
+    return choice if ranks is None else ranks.lead(choice)
 
 
 def _cut_clone(

@@ -15,6 +15,7 @@ from specdec.drafters.gains import Costs
 from specdec.drafters.joined import Share, beside, merge
 from specdec.drafters.trie import Trie, to_proposal
 from specdec.errors import DrafterError, OptionError
+from specdec.ranks import Ranks
 from specdec.state import DecodeState
 from specdec.types import Acceptance, Proposal
 
@@ -29,7 +30,9 @@ class MixedSession(DraftSession):
         # Who counts forwards runs a model; the others are asked every round.
         self._is_free = [type(s).forwards is DraftSession.forwards for s in sessions]
         # Where tokens are drawn a choice by the clock would change the text from run to run.
-        self._costs = Costs(len(sessions), drafter.costs, reads_clock=not state.sampler.do_sample)
+        # Nor may each of several processes that draft together go by its own.
+        is_alone = drafter.ranks(state.target.model) is None
+        self._costs = Costs(len(sessions), drafter.costs, reads_clock=is_alone and not state.sampler.do_sample)
         self._choosing = Choosing(self._is_free, state.batch_size, self._costs, state.target.layout.trees)
         self._shares: dict[int, Share] = {}  # of the last round, by drafter
         self._direct: int | None = None  # the drafter whose proposal was passed on as it was
@@ -303,6 +306,9 @@ class MixedDrafter(Drafter):
     def check(self, target: PreTrainedModel) -> None:
         for drafter in self.drafters:
             drafter.check(target)
+
+    def ranks(self, target: PreTrainedModel) -> Ranks | None:
+        return next((r for d in self.drafters if (r := d.ranks(target)) is not None), None)
 
     def start(self, state: DecodeState) -> MixedSession:
         sessions: list[DraftSession] = []

@@ -21,6 +21,7 @@ from specdec.errors import DraftMismatchError, OptionError
 from specdec.feeding import feed_ahead, window_of
 from specdec.probe import probe
 from specdec.prompt import Encoded, PromptInputs
+from specdec.ranks import Ranks
 from specdec.sampling import Prefixes
 from specdec.state import DecodeState
 from specdec.target import ModelRunner, at_nodes, input_device, kept_logits, parameters
@@ -171,7 +172,10 @@ class ModelSession(DraftSession):
         self._forwards += 1
         # Ids that only the target's padding has, or -1 from a broken draft: read as another token, guessed worse.
         window = replace(window, tokens=window.tokens.clamp(0, self._runner.vocab_size - 1))
-        return self._as_wide_as_target(state, self._runner.forward(window, self._cache, keep, self._prompt).logits)
+        logits = self._runner.forward(window, self._cache, keep, self._prompt).logits
+        if self._runner.ranks is not None:  # else each would go on with what it would choose
+            logits = self._runner.ranks.lead(logits)
+        return self._as_wide_as_target(state, logits)
 
     def _as_wide_as_target(self, state: DecodeState, logits: Tensor) -> Tensor:
         """[..., V] logits over the target's vocabulary."""
@@ -362,6 +366,9 @@ class ModelDrafter(Drafter):
             size,
         )
         _WARNED.add(self.model)
+
+    def ranks(self, target: PreTrainedModel) -> Ranks | None:
+        return self._runner.ranks
 
     def start(self, state: DecodeState) -> ModelSession:
         return self._start_chains(self._start_runner(state), state)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from specdec.cache import LayerKind, RollbackCache
 from specdec.compiled import CompiledRunner, compiled
@@ -14,6 +15,7 @@ from specdec.drafters.confidence import check_confidence
 from specdec.drafters.layers import with_layers
 from specdec.drafters.model import GraphChoices, ModelSession, chance_of
 from specdec.prompt import PromptInputs
+from specdec.ranks import Ranks, ranks_of
 from specdec.state import DecodeState
 from specdec.target import ModelRunner
 from specdec.types import Proposal, int_tensor
@@ -151,6 +153,9 @@ class OwnLayersDrafter(Drafter):
     def layers(self, state: DecodeState) -> Sequence[int]:
         """The layers to draft with in this call, ascending; never depends on a coin."""
         raise NotImplementedError
+
+    def ranks(self, target: PreTrainedModel) -> Ranks | None:
+        return ranks_of(target)
 
     def start(self, state: DecodeState) -> DraftSession:
         whole = state.target
