@@ -26,10 +26,11 @@ from typing import Any
 from bench.harness import Comparison, Ratio, Run
 from bench.sides import Engine, Generated, Side, Sides
 from specdec import SpeculationStats
+from specdec.controller import MAX_DRAFT_TOKENS
 
-# A ratio is impossible only if its lowest round lies above the highest round's bound by more than this. Rounds differ by
-# the machine's moods, which the two extremes allow for; what remains are the first and the last tokens' contexts, and
-# texts that end at different places, a few percent.
+# A ratio is impossible only if its lowest round lies above the highest round's bound by more than this. Rounds differ
+# by the machine's moods, which the two extremes allow for; what remains are the first and the last tokens' contexts,
+# and texts that end at different places, a few percent.
 TOLERANCE = 0.05
 
 
@@ -132,7 +133,7 @@ def rounds_by_count(stats: SpeculationStats) -> dict[int, int]:
 def costs_of(comparison: Comparison[Any], engine: Engine) -> dict[int, dict[int, float]]:
     """Seconds of a round by the comparison's round and the number of draft tokens."""
     costs: dict[int, dict[int, float]] = {}
-    for count in range(64):
+    for count in range(MAX_DRAFT_TOKENS + 1):
         for n, runs in _by_round(comparison.runs, free_name(engine, count)).items():
             rounds = sum(run.outcome.work for run in runs)
             if rounds:

@@ -98,7 +98,8 @@ def write(data: Info, path: pathlib.Path) -> str:
                 _lines(place, axis, [info for info in of_dtype if info["axis"] == axis], dtype)
             if has_strategies:
                 _dots(row[-1], [info for info in of_dtype if info["axis"] == "strategy"], dtype)
-        handles = {text: line for place in grid.flat for line, text in zip(*place.get_legend_handles_labels())}
+        drawn = [place.get_legend_handles_labels() for place in grid.flat]
+        handles = {text: line for lines, texts in drawn for line, text in zip(lines, texts, strict=True)}
         if handles:
             order = [text for text in _LOOKS if text in handles]
             figure.legend(

@@ -1,4 +1,4 @@
-"""What a comparison of generating sides leaves in pytest-benchmark's record, and whether its sides did the same work."""
+"""What a comparison of generating sides leaves in the record, and whether its sides did the same work."""
 
 from __future__ import annotations
 
