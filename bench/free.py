@@ -34,8 +34,8 @@ class FreeDrafter(Drafter):
 
     @property
     def new_tokens(self) -> int:
-        """To ask for, so that so many rounds are of full width: those at the end have no room for it."""
-        return ROUNDS + self.num_tokens + 1
+        """To ask for: so many rounds are then of full width and seen to end, and the last have no room for drafts."""
+        return ROUNDS + max(self.num_tokens, 2) + 1
 
     def start(self, state: DecodeState) -> FreeSession:
         self.times.clear()

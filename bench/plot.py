@@ -21,7 +21,7 @@ _AXES = {
     "context": "tokens of a prompt",
     "sampling": "temperature",
 }
-_TITLES = {"k": "Number of draft tokens", "batch": "Batch", "context": "Context", "sampling": "Sampling"}
+_TITLES = {"k": "Draft tokens", "batch": "Batch", "context": "Context", "sampling": "Sampling"}
 _SETTINGS: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -85,29 +85,58 @@ def write(data: Info, path: pathlib.Path) -> str:
 
     with style.context(["default", _SETTINGS]):
         dtypes = list(dict.fromkeys(info["dtype"] for info in infos))
-        panels = [axis for axis in _AXES if any(info["axis"] == axis for info in infos)]
-        has_strategies = any(info["axis"] == "strategy" for info in infos)
-        widths = [1.0] * len(panels) + [1.9] * has_strategies
-        names = max((len(_strategies(info)) for info in infos if info["axis"] == "strategy"), default=0)
-        height = max(3.4, 0.9 + 0.17 * names)
-        figure = Figure(figsize=(max(5.0, 2.9 * sum(widths)), height * len(dtypes) + 0.7), layout="constrained")
-        grid = figure.subplots(len(dtypes), len(widths), squeeze=False, width_ratios=widths)
-        for row, dtype in zip(grid, dtypes, strict=True):
-            of_dtype = [info for info in infos if info["dtype"] == dtype]
-            for place, axis in zip(row, panels, strict=False):
-                _lines(place, axis, [info for info in of_dtype if info["axis"] == axis], dtype)
-            if has_strategies:
-                _dots(row[-1], [info for info in of_dtype if info["axis"] == "strategy"], dtype)
-        drawn = [place.get_legend_handles_labels() for place in grid.flat]
+        mosaic, height = _mosaic(infos, dtypes)
+        figure = Figure(figsize=(3.1 * len(mosaic[0]) + 1.2, height), layout="constrained")
+        places = figure.subplot_mosaic(mosaic, width_ratios=[1.0] * (len(mosaic[0]) - 1) + [1.2])
+        for dtype in dtypes:
+            _draw(places, [info for info in infos if info["dtype"] == dtype], dtype)
+        drawn = [place.get_legend_handles_labels() for place in places.values()]
         handles = {text: line for lines, texts in drawn for line, text in zip(lines, texts, strict=True)}
         if handles:
             order = [text for text in _LOOKS if text in handles]
-            figure.legend(
-                [handles[t] for t in order], order, loc="outside lower center", ncols=min(4, len(order)), frameon=False
-            )
+            lines = [handles[text] for text in order]
+            figure.legend(lines, order, loc="outside lower center", ncols=3, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     return f"wrote {path}"
+
+
+def _mosaic(infos: Sequence[Info], dtypes: Sequence[str]) -> tuple[list[list[str]], float]:
+    """Which picture stands where, and the height in inches: lines two by two, strategies at their right."""
+    rows, height = [], 0.8
+    for dtype in dtypes:
+        of_dtype = [info for info in infos if info["dtype"] == dtype]
+        names = [f"{dtype} {axis}" for axis in _AXES if any(info["axis"] == axis for info in of_dtype)]
+        names += ["."] * (len(names) % 2)
+        part = [names[i : i + 2] for i in range(0, len(names), 2)] or [[]]
+        strategies = [len(_strategies(info)) for info in of_dtype if info["axis"] == "strategy"]
+        if strategies:
+            part = [[*row, f"{dtype} strategy"] for row in part]
+        rows += part
+        height += max(2.6 * len(part), 0.6 + 0.19 * max(strategies, default=0))
+    width = max(map(len, rows))
+    return [row + ["."] * (width - len(row)) for row in rows], height
+
+
+def _draw(places: Mapping[str, Axes], infos: Sequence[Info], dtype: str) -> None:
+    drawn = []
+    for axis in _AXES:
+        place = places.get(f"{dtype} {axis}")
+        if place is not None:
+            _lines(place, axis, points_of(infos, axis), dtype)
+            drawn.append(place)
+    top = max((place.get_ylim()[1] for place in drawn), default=1.0)
+    for place in drawn:  # one scale, so that pictures compare
+        place.set_ylim(0, top)
+    if f"{dtype} strategy" in places:
+        _dots(places[f"{dtype} strategy"], [info for info in infos if info["axis"] == "strategy"], dtype)
+
+
+def points_of(infos: Sequence[Info], axis: str) -> list[Info]:
+    """An axis' points; greedy decoding of one prompt at a time is measured once, with the batches, where these are."""
+    own = [info for info in infos if info["axis"] == axis]
+    is_base = [info for info in infos if info["axis"] == "batch" and info["batch"] == 1]
+    return own if axis != "sampling" or any(not info["temperature"] for info in own) else is_base + own
 
 
 def series(axis: str, infos: Sequence[Info]) -> dict[str, list[Mark]]:
@@ -153,13 +182,13 @@ def _lines(place: Axes, axis: str, infos: Sequence[Info], dtype: str) -> None:
     for i, (name, marks) in enumerate(drawn.items()):
         look = _LOOKS[name]
         shift = 0.0 if axis == "k" else 0.03 * (i - (len(drawn) - 1) / 2)  # bars of one place side by side
-        is_level = axis == "k" and name.endswith("no drafts")
+        is_level = axis == "k" and not name.endswith(("draft model", "n-gram"))
         place.errorbar(
             [spots[mark.x] + shift for mark in marks],
             [mark.ratio for mark in marks],
             yerr=None if is_level else _spread(marks),
             color=look.colour,
-            linestyle="--" if look.is_dashed else ":" if is_level else "-",
+            linestyle=":" if is_level else "--" if look.is_dashed else "-",
             linewidth=1.4,
             marker="" if is_level else look.marker,
             markersize=5,
@@ -168,12 +197,12 @@ def _lines(place: Axes, axis: str, infos: Sequence[Info], dtype: str) -> None:
             capsize=0,
             label=name,
         )
-    place.set_xticks([spots[x] for x in ticks], [f"{x:g}" for x in ticks])
+    words = ["greedy" if axis == "sampling" and not x else f"{x:g}" for x in ticks]
+    place.set_xticks([spots[x] for x in ticks], words)
     place.set_xlabel(_AXES[axis])
     place.set_ylabel("times target.generate()")
     place.set_title(f"{_TITLES[axis]}, {dtype}")
     place.axhline(1, color="black", linewidth=0.8)
-    place.set_ylim(bottom=0)
     if axis != "k":
         place.set_xlim(-0.3, len(ticks) - 0.7)
 
@@ -199,9 +228,6 @@ def _row(side: str, own: Info | None) -> tuple[str, Look]:
 
 
 def _dots(place: Axes, infos: Sequence[Info], dtype: str) -> None:
-    if not infos:
-        place.set_axis_off()
-        return
     rows = _strategies(infos[0])
     for y, (_, look, mark) in enumerate(rows):
         place.plot([mark.low, mark.high], [y, y], color=look.colour, linewidth=0.9)
