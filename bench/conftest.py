@@ -18,6 +18,7 @@ from bench.settings import Models, Settings
 __all__ = ["Settings"]
 
 _COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
+_SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,9 +62,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "point" in metafunc.fixturenames:
         points = axes.points(metafunc.config.getoption("--axes"))
         metafunc.parametrize("point", points, ids=[point.name for point in points])
-
-
-_SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
 
 def _settings(config: pytest.Config) -> Settings:

@@ -61,7 +61,10 @@ def comparison_of(comparison: Comparison[Batch], kinds: Sequence[str], kind: str
             continue
         ratio, total = part.ratio(side, "plain"), _stats(part.details(side))
         length = None if total is None else total.acceptance_length
-        found[side] = {"ratio": ratio.median, "low": ratio.low, "high": ratio.high} | {
+        found[side] = {
+            "ratio": ratio.median,
+            "low": ratio.low,
+            "high": ratio.high,
             "acceptance_length": length,
             "items": len(items),
         }

@@ -32,6 +32,8 @@ def report(data: dict[str, Any]) -> str:
     lengths = [i for i in generate if i.get("lengths")]
     axes = [i for i in infos if i["kind"] == "axis"]
     by_kind = [i for i in infos if i.get("kinds")]
+    # Every point knows its kinds; the base point's are enough to read.
+    by_kind = [i for i in by_kind if i.get("axis", "strategy") == "strategy"] or by_kind
     bounded = [i for i in infos if i.get("bounds")]
     parts = [_circumstances(data, infos)]
     if axes:

@@ -38,14 +38,19 @@ def axes(infos: Sequence[Info], table: Table) -> str:
 
 
 def kinds(infos: Sequence[Info], table: Table) -> str:
-    """A line a side and kind of prompt."""
+    """A line a side, a column a kind of prompt: over plain generate(), and the acceptance length of ours."""
+    names = list(dict.fromkeys(kind for info in infos for kind in info["kinds"]))
     rows = []
     for info in infos:
-        for kind, sides in info["kinds"].items():
-            for side, r in sides.items():
-                length = r["acceptance_length"]
-                rows.append([*case(info), kind, str(r["items"]), side, _ratio(r), f"{length:.2f}" if length else ""])
-    return table("dtype|batch|context|temperature|kind|items|side|over generate()|acceptance length", rows)
+        sides = dict.fromkeys(side for by_side in info["kinds"].values() for side in by_side)
+        rows += [[*case(info), side, *(_of_kind(info["kinds"].get(k, {}).get(side)) for k in names)] for side in sides]
+    return table("dtype|batch|context|temperature|over generate(); acceptance length|" + "|".join(names), rows)
+
+
+def _of_kind(r: Info | None) -> str:
+    if r is None:
+        return ""
+    return _ratio(r) + (f"; {r['acceptance_length']:.2f}" if r["acceptance_length"] else "")
 
 
 def bounds(infos: Sequence[Info], table: Table) -> str:

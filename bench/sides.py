@@ -19,6 +19,7 @@ from bench.harness import Outcome
 from bench.prompts import Batch, Tokens, batched, tokens_of
 from bench.settings import BUNDLED, Models, pair, target_copy
 from bench.static import reason_against, static_generate
+from specdec.loading import placed
 from specdec.profile.prompts import Prompt
 
 __all__ = ["Batch", "Generated", "Side", "Sides", "pair"]
@@ -177,9 +178,12 @@ class Sides:
         return lambda batch: self._call(self._generate, batch, **both)
 
     def other_draft(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
-        """The draft of another tokenizer in drafts/other."""
+        """The draft of another tokenizer in drafts/other, which was made for the bundled target."""
         folder = pathlib.Path(__file__).parent.parent / "drafts" / "other"
-        return _loaded(folder, self.target.dtype) if folder.is_dir() else None
+        if self.models.target is not None or not folder.is_dir():
+            return None
+        draft, tokenizer = _loaded(folder, self.target.dtype)
+        return placed(draft, self.models.device), tokenizer
 
     def strategy(self, drafter: specdec.Drafter, auto: bool) -> Side:
         """Ours with any drafter."""
@@ -200,7 +204,7 @@ class Sides:
         target = target_copy(self.target.dtype, self.models, "graphs")
 
         def generate(**kwargs: Any) -> Any:
-            out = decoder.generate(target, return_dict_in_generate=True, **kwargs)
+            out: Any = decoder.generate(target, return_dict_in_generate=True, **kwargs)
             assert out.speculation.graphs.roles["target"] == "compiled", out.speculation.graphs.roles
             self._forwards = out.speculation.rounds + 1
             return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import specdec
 from bench.sides import Sides
 
@@ -11,7 +13,7 @@ NODES = 16  # of the trees whose shape is chosen
 def drafters_of(sides: Sides) -> dict[str, specdec.Drafter]:
     """By name. "other tokenizer" is there only if the draft of another tokenizer is."""
     tokenizer = sides.tokenizer
-    shared = {"tokenizer": tokenizer, "draft_tokenizer": tokenizer}
+    shared: dict[str, Any] = {"tokenizer": tokenizer, "draft_tokenizer": tokenizer}
     draft, layers = sides.drafter.model, sides.target.config.get_text_config().num_hidden_layers
     drafters: dict[str, specdec.Drafter] = {
         "chain": sides.drafter,

@@ -44,8 +44,14 @@ def test_a_baseline_that_cannot_run_says_why() -> None:
 
 
 def test_kinds_have_a_table_of_their_own() -> None:
-    rows = table(report(made_up.data()), "By kind of prompt")
-    assert {r["kind"] for r in rows} == {"code", "math"} and all(r["over generate()"].startswith("1.50") for r in rows)
+    data = made_up.data()
+    info = data["benchmarks"][-1]["extra_info"]
+    info["kinds"]["math"]["compiled suffix k=4"] |= {"ratio": 3.0, "low": 2.9, "high": 3.1}
+    del info["kinds"]["code"]["compiled suffix auto"]
+    rows = {row["over generate(); acceptance length"]: row for row in table(report(data), "By kind of prompt")}
+    row = rows["compiled suffix k=4"]
+    assert (row["code"], row["math"]) == ("1.50 [1.42-1.62]; 2.50", "3.00 [2.90-3.10]; 2.50")
+    assert rows["compiled suffix auto"]["code"] == ""
 
 
 def test_the_bounds_that_come_nearest_stand_first_and_say_what_was_found() -> None:
