@@ -101,7 +101,7 @@ def write(data: Info, path: pathlib.Path) -> str:
     return f"wrote {path}"
 
 
-def _mosaic(infos: Sequence[Info], dtypes: Sequence[str]) -> tuple[list[list[str]], float]:
+def _mosaic(infos: Sequence[Info], dtypes: Sequence[str]) -> tuple[list[Any], float]:
     """Which picture stands where, and the height in inches: lines two by two, strategies at their right."""
     rows, height = [], 0.8
     for dtype in dtypes:
