@@ -20,18 +20,18 @@ class Collected:
 
     def add(self, name: str, extra_info: Mapping[str, Any]) -> None:
         # As in the file: keys of dicts are text there.
-        self.benchmarks.append({"name": name, "extra_info": json.loads(json.dumps(extra_info))})
+        self.benchmarks.append({"name": name, "extra_info": json.loads(json.dumps(extra_info, default=str))})
 
 
 def finish(collected: Collected, machine: Mapping[str, Any], folder: pathlib.Path | None) -> Iterator[str]:
     """Writes what belongs into `folder`, if there is one, and yields the lines to print."""
     data = {"machine_info": machine, "benchmarks": collected.benchmarks}
+    if folder is not None:  # first what cannot be had again
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(data, indent=1, default=str), encoding="utf-8")
     tables = report(data)
     yield from tables.splitlines()
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(tables, encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-    yield f"wrote {folder / 'report.md'} and {folder / 'report.json'}"
-    yield plot.write(data, folder / "report.png")
+    if folder is not None:
+        (folder / "report.md").write_text(tables, encoding="utf-8")
+        yield f"wrote {folder / 'report.md'} and {folder / 'report.json'}"
+        yield plot.write(data, folder / "report.png")

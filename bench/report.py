@@ -66,9 +66,10 @@ def report(data: dict[str, Any]) -> str:
 
 def _circumstances(data: dict[str, Any], infos: Sequence[Info]) -> str:
     cpu = data.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unknown CPU")
-    if not infos:
-        return f"{cpu}; nothing was measured."
-    info = next((i for i in infos if i["kind"] in ("axis", "generate")), infos[0])
+    told = [i for i in infos if {"threads", "torch", "prompts", "new_tokens", "rounds"} <= i.keys()]
+    if not told:
+        return f"{cpu}; {len(infos) or 'no'} benchmarks."
+    info = next((i for i in told if i["kind"] in ("axis", "generate")), told[0])
     files = ", ".join(pathlib.PurePath(name).name for name in info.get("prompt_files", ())) or "bundled"
     where = f", on {info['device']}" if info.get("device", "cpu") != "cpu" else ""
     return (

@@ -149,3 +149,9 @@ def test_greedy_decoding_stands_beside_sampling_wherever_it_was_measured() -> No
     infos = [b["extra_info"] for b in made_up.data()["benchmarks"]]
     marks = plot.series("sampling", plot.points_of(infos, "sampling"))["ours, compiled, n-gram"]
     assert [mark.x for mark in marks] == [0.0, 0.8]
+
+
+def test_benchmarks_of_another_kind_do_no_harm(tmp_path: pathlib.Path) -> None:
+    collected = Collected()
+    collected.add("other", {"kind": "something else", "folder": tmp_path})
+    assert list(finish(collected, {}, None)) == ["unknown CPU; 1 benchmarks."]
