@@ -107,7 +107,7 @@ def _mosaic(infos: Sequence[Info], dtypes: Sequence[str]) -> tuple[list[Any], fl
     for dtype in dtypes:
         of_dtype = [info for info in infos if info["dtype"] == dtype]
         names = [f"{dtype} {axis}" for axis in _AXES if any(info["axis"] == axis for info in of_dtype)]
-        names += ["."] * (len(names) % 2)
+        names += ["."] * (len(names) > 1 and len(names) % 2)
         part = [names[i : i + 2] for i in range(0, len(names), 2)] or [[]]
         strategies = [len(_strategies(info)) for info in of_dtype if info["axis"] == "strategy"]
         if strategies:
@@ -181,8 +181,8 @@ def _lines(place: Axes, axis: str, infos: Sequence[Info], dtype: str) -> None:
     spots = {x: float(i) for i, x in enumerate(ticks)} if axis != "k" else {x: x for x in ticks}
     for i, (name, marks) in enumerate(drawn.items()):
         look = _LOOKS[name]
-        shift = 0.0 if axis == "k" else 0.03 * (i - (len(drawn) - 1) / 2)  # bars of one place side by side
         is_level = axis == "k" and not name.endswith(("draft model", "n-gram"))
+        shift = 0.0 if is_level else 0.03 * (i - (len(drawn) - 1) / 2)  # bars of one place side by side
         place.errorbar(
             [spots[mark.x] + shift for mark in marks],
             [mark.ratio for mark in marks],
