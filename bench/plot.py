@@ -95,7 +95,7 @@ def write(data: Info, path: pathlib.Path) -> str:
         if handles:
             order = [text for text in _LOOKS if text in handles]
             lines = [handles[text] for text in order]
-            figure.legend(lines, order, loc="outside lower center", ncols=3, frameon=False)
+            figure.legend(lines, order, loc="outside lower center", ncols=len(mosaic[0]), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     return f"wrote {path}"
