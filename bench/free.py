@@ -8,11 +8,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.drafters import Drafter, DraftSession
 from specdec.state import DecodeState
 from specdec.types import Proposal
 
 ROUNDS = 12  # that are timed in a call
+MOST_NEW_TOKENS = ROUNDS + MAX_DRAFT_TOKENS + 1  # that any FreeDrafter asks for
 
 
 class FreeDrafter(Drafter):

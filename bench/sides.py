@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import specdec
-from bench.free import FreeDrafter
+from bench.free import MOST_NEW_TOKENS, FreeDrafter
 from bench.harness import Outcome
 from bench.prompts import Batch, Tokens, batched, tokens_of
 from bench.settings import BUNDLED, Models, pair, target_copy
@@ -218,9 +218,9 @@ class Sides:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens that leave room for the new ones in the positions that the target was made for."""
+        """Tokens that leave room for the new ones, and for the timed rounds, in the target's positions."""
         positions = getattr(self.target.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
-        return max(1, int(positions) - self.new_tokens)
+        return max(1, int(positions) - max(self.new_tokens, MOST_NEW_TOKENS))
 
     def batches(self, prompts: Sequence[str | Prompt | Tokens], size: int) -> list[Batch]:
         """Prompts in batches of `size`, left-padded; the last one is filled up from the first prompts."""

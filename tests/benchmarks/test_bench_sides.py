@@ -13,8 +13,10 @@ import specdec
 from bench.free import ROUNDS, FreeDrafter
 from bench.prompts import MIXED, Tokens, batched, kinds_of, of_length, read
 from bench.settings import Models, Settings, pair
+from bench.sides import Sides
 from bench.static import reason_against
 from specdec.bundled import bundled_dir
+from specdec.controller import MAX_DRAFT_TOKENS
 from specdec.errors import InputError, OptionError
 
 SETTINGS = Settings(prompts=0, new_tokens=8, draft_tokens=4, rounds=1, threads=1)
@@ -38,6 +40,16 @@ def test_free_drafts_make_a_dozen_rounds_of_one_width_and_change_no_token(count:
     assert rounds == ROUNDS and seconds > 0
     narrower = batch_size * sum(range(count))  # the last ones, where there is no room for all
     assert stats.drafted == batch_size * ROUNDS * count + narrower + (batch_size if count == 1 else 0)
+
+
+def test_the_longest_prompt_leaves_room_for_the_timed_rounds() -> None:
+    sides = Sides(torch.float32, 0.0, new_tokens=4, draft_tokens=4)
+    most = FreeDrafter(MAX_DRAFT_TOKENS).new_tokens
+    assert sides.longest_prompt + most == sides.target.config.max_position_embeddings
+    (only,) = sides.tokens(["x = 1\n" * 2000])
+    assert len(only.ids) == sides.longest_prompt
+    longer = Sides(torch.float32, 0.0, new_tokens=64, draft_tokens=4)
+    assert longer.longest_prompt == longer.target.config.max_position_embeddings - 64
 
 
 def test_rounds_that_lack_a_row_or_width_are_not_counted() -> None:
