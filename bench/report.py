@@ -1,16 +1,21 @@
-"""pytest-benchmark's JSON -> the Markdown tables of docs/performance.md.
+"""pytest-benchmark's JSON -> the Markdown tables of docs/performance.md, and the plot of the axes.
 
 python -m bench.report out.json > tables.md
+python -m bench.report out.json --plot out.png
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import pathlib
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
+
+from bench import plot, report_axes
 
 Info = dict[str, Any]
 
@@ -25,9 +30,23 @@ def report(data: dict[str, Any]) -> str:
     refed = [i for i in infos if i["kind"] == "refed"]
     windows = [i for i in infos if i["kind"] == "advance window"]
     lengths = [i for i in generate if i.get("lengths")]
+    axes = [i for i in infos if i["kind"] == "axis"]
+    by_kind = [i for i in infos if i.get("kinds")]
+    # Every point knows its kinds; the base point's are enough to read.
+    by_kind = [i for i in by_kind if i.get("axis", "strategy") == "strategy"] or by_kind
+    bounded = [i for i in infos if i.get("bounds")]
     parts = [_circumstances(data, infos)]
+    if axes:
+        parts += ["### Along each axis", report_axes.axes(axes, _table)]
+    if by_kind:
+        parts += ["### By kind of prompt", report_axes.kinds(by_kind, _table)]
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
+    if axes:
+        parts += ["### Each side by itself, along the axes", _sides(axes)]
+    if bounded:
+        parts += ["### Nearest to what is possible", report_axes.bounds(bounded, _table)]
+        parts += ["### A round by its width, drafts free", report_axes.costs(bounded, _table)]
     if lengths:
         parts += ["### Strategies", _strategies(lengths)]
         parts += ["### Acceptance length of trees over the chain's of the same depth", _lengths(lengths)]
@@ -47,14 +66,17 @@ def report(data: dict[str, Any]) -> str:
 
 def _circumstances(data: dict[str, Any], infos: Sequence[Info]) -> str:
     cpu = data.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unknown CPU")
-    if not infos:
-        return f"{cpu}; nothing was measured."
-    info = next((i for i in infos if i["kind"] == "generate"), infos[0])
+    told = [i for i in infos if {"threads", "torch", "prompts", "new_tokens", "rounds"} <= i.keys()]
+    if not told:
+        return f"{cpu}; {len(infos) or 'no'} benchmarks."
+    info = next((i for i in told if i["kind"] in ("axis", "generate")), told[0])
+    files = ", ".join(pathlib.PurePath(name).name for name in info.get("prompt_files", ())) or "bundled"
+    where = f", on {info['device']}" if info.get("device", "cpu") != "cpu" else ""
     return (
-        f"{cpu}, {info['threads']} threads on {info['cpus']} CPUs; torch {info['torch']}, transformers "
-        f"{info['transformers']}. {info['prompts'] or 'All'} prompts, {info['new_tokens']} new tokens each, "
-        f"{info['rounds']} rounds; all sides of a comparison alternate prompt by prompt. Ratios are of tokens a "
-        "second: the median of the rounds, lowest to highest in brackets."
+        f"{info.get('models', 'bundled pair')}{where}; {cpu}, {info['threads']} threads on {info['cpus']} CPUs; torch "
+        f"{info['torch']}, transformers {info['transformers']}. {info['prompts'] or 'All'} prompts ({files}), "
+        f"{info['new_tokens']} new tokens each, {info['rounds']} rounds; all sides of a comparison alternate prompt by "
+        "prompt. Ratios are of tokens a second: the median of the rounds, lowest to highest in brackets."
     )
 
 
@@ -276,10 +298,14 @@ def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m bench.report out.json")
-    with open(sys.argv[1], encoding="utf-8") as file:
-        print(report(json.load(file)), end="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=pathlib.Path, help="pytest-benchmark's JSON, or report.json of --report-dir")
+    parser.add_argument("--plot", type=pathlib.Path, help="writes the picture of test_axes.py there")
+    asked = parser.parse_args()
+    data = json.loads(asked.record.read_text(encoding="utf-8"))
+    print(report(data), end="")
+    if asked.plot is not None:
+        print(plot.write(data, asked.plot), file=sys.stderr)
 
 
 if __name__ == "__main__":
