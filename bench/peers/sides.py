@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter, sleep
 from types import TracebackType
@@ -136,7 +137,7 @@ class Peers:
         peer, threads = PEERS[name], str(self._asked.threads)
         variables = {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         log = self._logs / f"{name}-{mode}.log"
-        worker = self._stack.enter_context(Worker(peer.command(python), log, variables | dict(peer.variables)))
+        worker = self._stack.enter_context(Worker(peer.command(python), log, variables | peer.environment(python)))
         load = Load(**vars(self._asked) | {"mode": mode})
         self.loaded[f"{peer.title} {mode}"] = worker.load(load)
 
@@ -151,8 +152,12 @@ class Peers:
 
 
 def load_of_pair(sides: Sides, dtype: str, threads: int, scratch: Path) -> Load:
-    """The bundled pair, with our drafters' own sizes of n-grams."""
+    """The bundled pair, with our drafters' own sizes of n-grams; converted weights go below `scratch`."""
     pair, ngram = bundled_dir() / "pair", specdec.NgramDrafter()
+    # Kept ones must be this very pair's.
+    digest = sha256(b"".join((pair / name / "model.safetensors").read_bytes() for name in ("target", "draft")))
+    scratch = scratch / digest.hexdigest()[:16]
+    scratch.mkdir(parents=True, exist_ok=True)
     return Load(
         mode="plain",
         target=os.fspath(pair / "target"),

@@ -41,7 +41,8 @@ def test_peers(
     name = str(dtype).removeprefix("torch.")
     with Sides(dtype, temperature, settings.new_tokens, settings.draft_tokens) as sides:
         items = sides.batches(_prompts(settings, option(request.config, "--peer-prompts")), 1)
-        load = load_of_pair(sides, name, settings.threads, tmp_path)
+        scratch = Path(option(request.config, "--peer-scratch") or tmp_path)
+        load = load_of_pair(sides, name, settings.threads, scratch)
         with Peers(found, missing, load, temperature, settings.new_tokens, tmp_path) as peers:
             named = own(sides) + peers.start(items[0])
             comparison = Comparison({side.name: side.run for side in named}, items)

@@ -92,8 +92,11 @@ def test_report() -> None:
     comparison, named = made(RATES)
     about = {"vLLM plain": Loaded("vLLM 1", "float32"), "vLLM ngram": Loaded("vLLM 1", "float32", "a note")}
     info = {
-        **{"kind": KIND, "dtype": "float32", "temperature": 0.0, "prompts": 1, "new_tokens": 4, "draft_tokens": 4},
-        **{"threads": 2, "cpus": 2, "rounds": 2, "torch": "T", "transformers": "F"},
+        "kind": KIND,
+        "dtype": "float32",
+        "temperature": 0.0,
+        **dict.fromkeys(("prompts", "new_tokens", "draft_tokens", "threads", "cpus", "rounds"), 4),
+        **dict.fromkeys(("torch", "transformers"), "V"),
         "sides": figures(comparison, named, about, verdict),
         "statement": statement(comparison, named),
         "skipped": {"llama.cpp": "no interpreter\n named"},
@@ -108,8 +111,8 @@ def test_report() -> None:
         "- vLLM n-gram: a note.",
         "| vLLM | same number of drafted tokens | 2.25 (draft) | 3.75 (n-gram) | 0.61 [0.56-0.67] | **no** |",
         '| vLLM | ours may use "auto" | 4.00 (draft auto) | 3.75 (n-gram) | 1.11 [0.89-1.33] | yes |',
-        "Absolute order, each engine's best: specdec eager draft (40 tokens/s), specdec compiled draft auto (16 tokens/s), "
-        "vLLM n-gram (6 tokens/s), transformers draft (2 tokens/s).",
+        "Absolute order, each engine's best: specdec eager draft (40 tokens/s), specdec compiled draft auto "
+        "(16 tokens/s), vLLM n-gram (6 tokens/s), transformers draft (2 tokens/s).",
         "- llama.cpp skipped: no interpreter named",
     ):
         assert line in text.splitlines(), line
@@ -128,6 +131,17 @@ def test_interpreters(tmp_path: Path) -> None:
     for bad in ("vllm", "vllm=", "sglang=/x"):
         with pytest.raises(ValueError, match="give NAME=PYTHON"):
             interpreters([bad], {})
+
+
+def test_libraries_that_are_there_are_preloaded(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libiomp5.so").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    python, variables = str(tmp_path / "bin" / "python"), {"A": "1"}
+    peer = Peer("p", "P", "", (), variables=variables, preload=("lib/libiomp5.so", "/nowhere/lib*.so"))
+    assert peer.environment(python) == {"A": "1", "LD_PRELOAD": f"{tmp_path}/lib/libiomp5.so"}
+    assert Peer("p", "P", "", (), variables=variables, preload=("lib/none.so",)).environment(python) == {"A": "1"}
 
 
 def test_peers_run_or_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_a_death_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
 def test_no_answer_in_time_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with worker(tmp_path) as peer:
         monkeypatch.setattr(client, "LOAD_SECONDS", 0.5)
-        with pytest.raises(PeerError, match="no answer to 'load' within 0 s|no answer to 'load' within 1 s"):
+        with pytest.raises(PeerError, match=r"no answer to 'load' within \d s"):
             peer.load(asked("hangs"))
         # Its late answer must not be taken for this one's.
         with pytest.raises(PeerError, match="the worker has ended"):
@@ -78,7 +78,7 @@ def test_what_is_not_json_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_fields_of_another_version_are_refused(tmp_path: Path) -> None:
-    with worker(tmp_path) as peer, pytest.raises(PeerError, match="Ask has .*'seed'.*the request .*'sed'"):
+    with worker(tmp_path) as peer, pytest.raises(PeerError, match=r"Ask has .*'seed'.*the request .*'sed'"):
         peer._ask({"do": "generate", "ids": [1], "new_tokens": 1, "temperature": 0.0, "sed": 0}, 30)
 
 
