@@ -62,8 +62,8 @@ PEERS = {
                 "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_LOGGING_LEVEL": "WARNING",
             },
-            # It says itself that it is slow without them. pip brings the first; Debian's libtcmalloc-minimal4 the other,
-            # which may also be copied into the environment.
+            # It says itself that it is slow without. pip brings the first; Debian's libtcmalloc-minimal4 the other:
+            # installed, or copied into the environment.
             preload=(
                 "lib/libiomp5.so",
                 "lib/libtcmalloc_minimal.so.4",
