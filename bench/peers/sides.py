@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter, sleep
@@ -88,6 +88,7 @@ class Peers:
         skipped: reasons, by peer, for the others; what fails to load is added.
         asked: what every worker loads, but for the mode.
         temperature, new_tokens: of every text.
+        end: the token that ends a text.
         logs: folder for the workers' logs.
 
     Attributes:
@@ -102,10 +103,11 @@ class Peers:
         asked: Load,
         temperature: float,
         new_tokens: int,
+        end: int,
         logs: Path,
     ) -> None:
         self._pythons, self._asked, self._logs = pythons, asked, logs
-        self._temperature, self._new_tokens = temperature, new_tokens
+        self._temperature, self._new_tokens, self._end = temperature, new_tokens, end
         self.skipped = {PEERS[name].title: why for name, why in skipped.items()}
         self.loaded: dict[str, Loaded] = {}
         self._stack = ExitStack()
@@ -146,9 +148,15 @@ class Peers:
             self._seed += 1
             sleep(PAUSE_SECONDS)
             text = worker.generate(Ask(ids, self._new_tokens, self._temperature, self._seed))
-            return Outcome(len(text.tokens), text, text.seconds)
+            tokens = with_end(text.tokens, self._end, self._new_tokens)
+            return Outcome(len(tokens), replace(text, tokens=tokens), text.seconds)
 
         return run
+
+
+def with_end(tokens: list[int], end: int, most: int) -> list[int]:
+    """Some engines leave out the token that ended a text: one that is short of its budget has ended with it."""
+    return tokens if len(tokens) == most or tokens[-1:] == [end] else [*tokens, end]
 
 
 def load_of_pair(sides: Sides, dtype: str, threads: int, scratch: Path) -> Load:

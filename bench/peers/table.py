@@ -44,7 +44,7 @@ def _sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
             f"{side['tokens_per_second']:.1f}",
             _gain(side.get("gain")),
             _optional(side["target_calls"], "d"),
-            _optional(side["acceptance_rate"], ".2f"),
+            "" if side["mode"] == "plain" else _optional(side["acceptance_rate"], ".2f"),
             _optional(side["tokens_a_call"], ".2f"),
             _texts(side.get("texts")),
         ]

@@ -43,7 +43,8 @@ def test_peers(
         items = sides.batches(_prompts(settings, option(request.config, "--peer-prompts")), 1)
         scratch = Path(option(request.config, "--peer-scratch") or tmp_path)
         load = load_of_pair(sides, name, settings.threads, scratch)
-        with Peers(found, missing, load, temperature, settings.new_tokens, tmp_path) as peers:
+        end = sides.target.generation_config.eos_token_id
+        with Peers(found, missing, load, temperature, settings.new_tokens, end, tmp_path) as peers:
             named = own(sides) + peers.start(items[0])
             comparison = Comparison({side.name: side.run for side in named}, items)
             benchmark.group = "peers, batch 1: seconds a prompt"

@@ -12,7 +12,7 @@ import torch
 from bench.harness import Comparison, Outcome, Run
 from bench.peers import catalogue, sides
 from bench.peers.catalogue import PEERS, Peer, interpreters
-from bench.peers.sides import Named, Peers
+from bench.peers.sides import Named, Peers, with_end
 from bench.peers.summary import figures, statement
 from bench.peers.table import KIND, report
 from bench.peers.workers.wire import Load, Loaded, Text
@@ -104,6 +104,7 @@ def test_report() -> None:
     text = report([{"kind": "cache"}, info])
     for line in (
         "### Peers: float32, greedy",
+        "| specdec compiled | plain | 4.0 | 1.00 [1.00-1.00] | 4 |  | 2.00 | 2/2 |",
         "| specdec compiled | draft | 9.0 | 2.25 [2.00-2.50] | 4 | 0.25 | 2.00 | 2/2 |",
         "| transformers | draft | 1.5 | 1.50 [1.00-2.00] | 4 | not told | 2.00 | 0/2, 2 by near-ties |",
         "| vLLM | n-gram | 6.0 | 3.75 [3.00-4.50] | 2 | 0.25 | 3.00 | 0/2, **2 others** |",
@@ -144,6 +145,13 @@ def test_libraries_that_are_there_are_preloaded(tmp_path: Path) -> None:
     assert Peer("p", "P", "", (), variables=variables, preload=("lib/none.so",)).environment(python) == {"A": "1"}
 
 
+def test_a_text_short_of_its_budget_has_ended() -> None:
+    assert with_end([5, 6], 0, 2) == [5, 6]
+    assert with_end([5, 6], 0, 3) == [5, 6, 0]
+    assert with_end([5, 0], 0, 3) == [5, 0]
+    assert with_end([], 0, 3) == [0]
+
+
 def test_peers_run_or_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(sides, "MODES", ("plain", "refuses", "draft"))
@@ -151,7 +159,7 @@ def test_peers_run_or_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(PEERS, "fake", Peer("fake", "Fake", "fake_worker.py", ()))
     load = Load("plain", "target", "draft", "float32", 3, 4, 2, 6, 64, str(tmp_path))
     batch = {"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.ones(1, 2)}
-    with Peers({"fake": sys.executable}, {"vllm": "not here"}, load, 0.0, 5, tmp_path) as peers:
+    with Peers({"fake": sys.executable}, {"vllm": "not here"}, load, 0.0, 5, 8, tmp_path) as peers:
         found = peers.start(batch)
         assert [side.name for side in found] == ["Fake plain", "Fake draft"]
         outcome = found[1].run(batch)

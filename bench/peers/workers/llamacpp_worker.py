@@ -26,7 +26,6 @@ class LlamaCpp:
         target, draft = _converted(asked)
         self._server = llama.Server(_params(asked, target, draft))
         self._url = self._server.listening_address
-        self._end: int = json.loads((Path(asked.target) / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
         note = ""
         if asked.mode == "ngram":
             note = f"ngram-simple looks up {asked.min_ngram} tokens, not the longest of {asked.min_ngram} to "
@@ -48,13 +47,12 @@ class LlamaCpp:
                 "return_tokens": True,
             },
         )
-        tokens: list[int] = answer["tokens"]
-        if answer["stop_type"] == "eos" and tokens[-1:] != [self._end]:
-            tokens = [*tokens, self._end]
         timings = answer["timings"]
         seconds = (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
         calls = self._calls() - before
-        return wire.Text(tokens, seconds, calls, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
+        return wire.Text(
+            answer["tokens"], seconds, calls, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0)
+        )
 
     def _calls(self) -> int:
         with urllib.request.urlopen(f"{self._url}/metrics") as answer:

@@ -23,10 +23,9 @@ _SHORT = {"float32": "f32", "bfloat16": "bf16"}
 class OpenVino:
     def load(self, asked: wire.Load) -> wire.Loaded:
         target, draft = _converted(asked)
-        dtype = _SHORT[asked.dtype]
-        note = ""
+        dtype, why = _SHORT[asked.dtype], ""
         if dtype == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            dtype, note = "f32", "it has no bfloat16 products for this CPU: float32 instead"
+            dtype, why = "f32", ", as it has no bfloat16 products for this CPU"
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": dtype,
             "KV_CACHE_PRECISION": dtype,  # 8 bits by default
@@ -40,11 +39,9 @@ class OpenVino:
             extra["prompt_lookup"] = True
         self._pipeline = openvino_genai.LLMPipeline(str(target), "CPU", **settings, **extra)
         self._asked = asked
-        if asked.mode == "ngram":
-            note = "; ".join(filter(None, [note, f"looks up {asked.max_ngram} tokens down to 1"]))
-        return wire.Loaded(
-            f"OpenVINO GenAI {version('openvino-genai')}", f"bf16 weights, {dtype} products and KV", note
-        )
+        note = f"looks up {asked.max_ngram} tokens down to 1" if asked.mode == "ngram" else ""
+        about = f"the checkpoint's weights, {dtype} products and KV{why}"
+        return wire.Loaded(f"OpenVINO GenAI {version('openvino-genai')}", about, note)
 
     def generate(self, asked: wire.Ask) -> wire.Text:
         config = self._pipeline.get_generation_config()

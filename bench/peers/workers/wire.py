@@ -60,7 +60,7 @@ class Ask:
 class Text:
     """What came of it; None where the engine does not say."""
 
-    tokens: list[int]  # new ones, the end of text included
+    tokens: list[int]  # new ones; the end of text may be left out
     seconds: float  # of the call alone
     target_calls: int | None  # forwards of the target, the prompt's included
     drafted: int | None
