@@ -26,6 +26,8 @@ class Fake:
         return wire.Loaded(f"Fake 1.0, {os.environ['OMP_NUM_THREADS']} threads", asked.dtype, f"{os.getpid()}")
 
     def generate(self, asked: wire.Ask) -> wire.Text:
+        if self.mode == "fails":
+            raise MemoryError("no room for a text")
         tokens = [asked.ids[-1] + 1 + i for i in range(asked.new_tokens)]
         calls, drafted = (len(tokens), 0) if self.mode == "plain" else (2, 2 * len(tokens))
         return wire.Text(tokens, 0.5, calls, drafted, len(tokens) - calls)

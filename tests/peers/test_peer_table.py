@@ -154,7 +154,7 @@ def test_a_text_short_of_its_budget_has_ended() -> None:
 
 def test_peers_run_or_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(sides, "MODES", ("plain", "refuses", "draft"))
+    monkeypatch.setattr(sides, "MODES", ("plain", "refuses", "fails", "draft"))
     monkeypatch.setattr(catalogue, "WORKERS", HERE)
     monkeypatch.setitem(PEERS, "fake", Peer("fake", "Fake", "fake_worker.py", ()))
     load = Load("plain", "target", "draft", "float32", 3, 4, 2, 6, 64, str(tmp_path))
@@ -165,5 +165,6 @@ def test_peers_run_or_are_skipped_with_a_reason(tmp_path: Path, monkeypatch: pyt
         outcome = found[1].run(batch)
         assert (outcome.work, outcome.seconds, outcome.detail.tokens) == (5, 0.5, [5, 6, 7, 8, 9])
         assert set(peers.loaded) == {"Fake plain", "Fake draft"}
-        assert set(peers.skipped) == {"vLLM", "Fake refuses"} and peers.skipped["vLLM"] == "not here"
+        assert set(peers.skipped) == {"vLLM", "Fake refuses", "Fake fails"} and peers.skipped["vLLM"] == "not here"
         assert "no such mode" in peers.skipped["Fake refuses"]
+        assert "MemoryError: no room for a text" in peers.skipped["Fake fails"]
