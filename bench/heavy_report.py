@@ -1,4 +1,4 @@
-"""Tables of test_weights, test_never_slower and test_long_context, from pytest-benchmark's JSON.
+"""Tables of test_weights, test_never_slower, test_long_context and test_acceptance_cost, from pytest-benchmark's JSON.
 
 python -m bench.heavy_report out.json [more.json ...] > tables.md
 """
@@ -15,7 +15,13 @@ Info = dict[str, Any]
 
 def report(infos: Sequence[Info]) -> str:
     """All tables that the records give."""
-    makers = {"weights": _weights, "never slower": _never, "long context": _contexts, "peak memory": _peaks}
+    makers = {
+        "weights": _weights,
+        "never slower": _never,
+        "long context": _contexts,
+        "peak memory": _peaks,
+        "acceptance": _acceptance,
+    }
     parts = []
     for kind, make in makers.items():
         chosen = [info for info in infos if info.get("kind") == kind]
@@ -126,6 +132,27 @@ def _peaks(infos: Sequence[Info]) -> str:
             ]
         )
     return _table("context|side|peak beyond the model|cache|peak over transformers'|cache over transformers'", rows)
+
+
+def _acceptance(infos: Sequence[Info]) -> str:
+    """A line a shape: milliseconds before and now, and how much of a plain read's speed that is."""
+    rows = []
+    for info in infos:
+        now = "parts" if info["mode"] == "temperature" else "rule"
+        batch, positions, vocab = info["shape"]
+        times, shares = info["milliseconds"], info["bandwidth_fraction"]
+        rows.append(
+            [
+                info["mode"] if info["mode"] == "greedy" else f"{info['mode']}, chance {info['chance']}",
+                info["dtype"],
+                f"V = {vocab}, B = {batch}, N = {positions - 1}",
+                f"{times['before']:.1f} / {times[now]:.1f} / {times['read']:.1f}",
+                _ratio(info["speedup_over_before"][now]),
+                f"{shares['before']:.0%} / {shares[now]:.0%}",
+                f"{info['read_gigabytes_per_second']:.1f}",
+            ]
+        )
+    return _table("|dtype|shape|ms before / now / plain read|times as fast|of the read's speed|read, GB/s", rows)
 
 
 def _ratio(values: Sequence[float] | None) -> str:

@@ -42,9 +42,10 @@ ROOMS = [
     ("verify", "acceptance, coins", 0, 1, 2.5),
     ("processors", "what is known", 2.5, 1, 2.4),
     ("window", "positions, masks", 4.9, 1, 2.4),
-    ("cache", "rollback", 7.3, 1, 2.2),
-    ("wrapped", "PEFT, compiled", 9.5, 1, 2.5),
-    ("errors  types  trace  stats  pieces  version", "the words that all of them use", 0, 0, 12),
+    ("cache", "rollback", 7.3, 1, 1.6),
+    ("wrapped", "PEFT, compiled", 8.9, 1, 1.75),
+    ("ranks", "shards", 10.65, 1, 1.35),
+    ("errors  types  trace  stats  costs  pieces  version", "the words that all of them use", 0, 0, 12),
 ]
 COLOURS = ["#e8eef7", "#dfe9d8", "#f5ecd9", "#f3e1e1"]
 
