@@ -86,7 +86,7 @@ def test_rows_end_one_by_one(name: str) -> None:
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("choice", [GumbelNoise, GumbelChoice])
+@pytest.mark.parametrize("choice", [pytest.param(GumbelNoise, marks=pytest.mark.long), GumbelChoice])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 @pytest.mark.parametrize("name", ["gemma2", "mamba2", "falcon_h1", "bloom", "bart", "whisper"])
 def test_sampling_is_coupled(name: str, rule: Any, choice: type[GumbelNoise]) -> None:
@@ -105,8 +105,15 @@ def test_sampling_is_coupled(name: str, rule: Any, choice: type[GumbelNoise]) ->
     assert stats[0].accepted > 0
 
 
-@pytest.mark.parametrize("draft", ["mamba2", "mamba", "mistral", "bloom", "gemma2", "lfm2"])
-@pytest.mark.parametrize("target", ["llama", "mamba2", "mistral", "t5", "bloom"])
+_TARGETS, _DRAFTS = "llama mamba2 mistral t5 bloom".split(), "mamba2 mamba mistral bloom gemma2 lfm2".split()
+_PAIRS = [  # each of them at each change, all pairs in the long run
+    pytest.param(target, draft, marks=() if (i + j) % 3 == 0 else pytest.mark.long)
+    for i, target in enumerate(_TARGETS)
+    for j, draft in enumerate(_DRAFTS)
+]
+
+
+@pytest.mark.parametrize(("target", "draft"), _PAIRS)
 def test_any_memory_drafts_for_any_other(target: str, draft: str) -> None:
     """They share nothing but the vocabulary; a bad draft costs time, never a token."""
     out, stats = decode(target, 3, specdec.ModelDrafter(family(draft)))
