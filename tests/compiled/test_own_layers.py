@@ -44,7 +44,7 @@ def decode(target: PreTrainedModel, batch_size: int, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"do_sample": True, "top_k": 20}])
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.long)])
 def test_both_graphs_over_one_cache(architecture: str, batch_size: int, options: dict[str, Any]) -> None:
     target = tiny(architecture)
     captured(target, range(2))

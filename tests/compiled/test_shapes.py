@@ -33,8 +33,11 @@ def captured(model: Any) -> CompileCounterWithBackend:
     return counter
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("batch_size", "name"),
+    [(1, "llama"), (3, "mistral")]
+    + [pytest.param(*others, marks=pytest.mark.long) for others in [(1, "mistral"), (3, "llama")]],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_equals_generate_with_few_shapes(name: str, batch_size: int) -> None:
     model = own_family(name)

@@ -29,8 +29,8 @@ COINS = [
     Mutant(
         "drafts are drawn with the verification's coins",
         _COINS,
-        "return _inverted(weights, self._kept(Purpose.DRAFT, node + 1)[:, node])",
-        "return _inverted(weights, self._kept(Purpose.ACCEPT, node + 1)[:, node])",
+        "self._kept(Purpose.DRAFT, node + 1, stream=self.stream)",
+        "self._kept(Purpose.ACCEPT, node + 1, stream=self.stream)",
         [_KEYS],
     ),
     Mutant(

@@ -44,6 +44,7 @@ def _check(tmp_path: pathlib.Path, options: Options) -> None:
         assert s.predicted.acceptance_length < sum(alpha**i for i in range(4))
 
 
+@pytest.mark.long
 def test_acceptance_is_what_alpha_says(tmp_path: pathlib.Path) -> None:
     _check(tmp_path, ASKED)
 

@@ -124,7 +124,8 @@ def test_snapshots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         specdec.SuffixDrafter,
         specdec.LookaheadDrafter,
         lambda: specdec.ModelDrafter(DRAFT),
-        lambda: specdec.MixedDrafter([specdec.SuffixDrafter(), specdec.ModelDrafter(DRAFT)]),
+        # With costs given, since a clock's may let it choose otherwise.
+        lambda: specdec.MixedDrafter([specdec.SuffixDrafter(), specdec.ModelDrafter(DRAFT)], costs=[0, 0.15]),
     ],
     ids=["ngram", "suffix", "lookahead", "model", "mixed"],
 )
