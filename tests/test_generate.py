@@ -391,6 +391,20 @@ def test_a_broken_drafter_gets_a_typed_error(case: str) -> None:
         specdec.generate(TARGET, **INPUTS, drafter=_proposer(make), num_draft_tokens=3, max_new_tokens=20)
 
 
+def test_a_processor_that_gives_nan_is_not_laid_to_the_drafter() -> None:
+    """It breaks the distribution that drafts are sampled from as well."""
+
+    class Poison(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores * float("nan") if input_ids.shape[1] > INPUTS["input_ids"].shape[1] else scores
+
+    with pytest.raises(specdec.NumericalError, match="check the logits processors"):
+        specdec.generate(
+            TARGET, **INPUTS, drafter=DRAFT, num_draft_tokens=3, do_sample=True, logits_processor=[Poison()],
+            max_new_tokens=20,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("token", [2, 50])
 def test_an_always_wrong_drafter_costs_speed_only(token: int) -> None:
     out = specdec.generate(TARGET, **INPUTS, drafter=_proposer(_ids(token)), num_draft_tokens=3, max_new_tokens=30)

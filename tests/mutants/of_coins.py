@@ -36,8 +36,8 @@ COINS = [
     Mutant(
         "one coin for all siblings",
         _COINS,
-        "nodes = torch.arange(num_nodes, device=self.requests.device)",
-        "nodes = torch.zeros(num_nodes, dtype=torch.int64, device=self.requests.device)",
+        "nodes = torch.arange(first, first + num_nodes, device=self.requests.device)",
+        "nodes = torch.full((num_nodes,), first, device=self.requests.device)",
         [_KEYS],
     ),
     Mutant(

@@ -97,8 +97,8 @@ LOOP = [
     Mutant(
         "a broken drafter is believed",
         _LOOP,
-        "            if broken or deepest > depth:\n",
-        "            if deepest > depth:\n",
+        "if any(broken or deepest > depth for deepest, _, broken, *_ in host):",
+        "if any(deepest > depth for deepest, _, broken, *_ in host):",
         [f"{_GENERATE}::test_a_broken_drafter_gets_a_typed_error"],
     ),
     Mutant(
@@ -306,9 +306,9 @@ CONTROLLER = [
     Mutant(
         "acceptance at a depth counts only where it was accepted",
         "controller.py",
-        "if k >= d and a >= d - 1)",
-        "if k >= d and a >= d)",
-        ["tests/test_controller.py"],
+        "was_reached = sum(a >= d - 1 for a in pairs) / rows",
+        "was_reached = sum(a >= d for a in pairs) / rows",
+        ["tests/test_auto_bounds.py"],
     ),
     Mutant(
         "a draft that does not pay is tried again at once",
@@ -320,16 +320,30 @@ CONTROLLER = [
     Mutant(
         "a draft that did not pay is never tried again",
         "controller.py",
-        "self._retrying = self._RETRY_ROUNDS",
-        "pass",
+        "if self._wait > 0 or not self._account.allows(self._costs.of_trying):",
+        "if self._wait >= 0:",
         ["tests/test_controller.py"],
     ),
     Mutant(
         "wider steps are taken to cost nothing",
         "controller.py",
-        "rate = expected / (depth * self._draft.median + self._step_cost(depth + 1 + refed))",
-        "rate = expected / (depth * self._draft.median + self._step_cost(1))",
-        ["tests/test_controller.py"],
+        "found = expected * plain / (depth * draft + steps[depth + refed])",
+        "found = expected * plain / (depth * draft + plain)",
+        ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "no account is kept of what drafting has lost",
+        "controller.py",
+        "self._account.add(lost)",
+        "pass",
+        ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "a processor's NaN is laid to the drafter",
+        _LOOP,
+        "if any(tokens[accepted] < 0 for _, accepted, _, *tokens in host):",
+        "if any(tokens[accepted] < 0 and not broken for _, accepted, broken, *tokens in host):",
+        [f"{_GENERATE}::test_a_processor_that_gives_nan_is_not_laid_to_the_drafter"],
     ),
 ]
 
