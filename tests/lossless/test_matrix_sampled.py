@@ -101,6 +101,8 @@ def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: An
     recorded = Recording(STRATEGIES[strategy].make(name))
     stats: list[specdec.SpeculationStats] = []
     out = sampled(name, strategy, rule, drafter=recorded, on_finish=stats.append, eos_token_id=eos, **how)
+    if name == "whisper":  # whose generate() returns what follows the beginning
+        out = torch.cat([torch.full((ROWS, 1), model.generation_config.decoder_start_token_id), out], dim=1)
     mask = inputs.get("attention_mask")
     prompt_length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     if model.config.is_encoder_decoder or mask is None:
