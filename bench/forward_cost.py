@@ -15,12 +15,9 @@ from time import perf_counter
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from bench.sides import pair
-from specdec.compiled import compiled
-from specdec.probe import probe
-from specdec.stats import GraphUse
+from bench.weights import graph_of
 from specdec.target import ModelRunner
 from specdec.window import Window
 
@@ -66,7 +63,7 @@ def table(dtype: torch.dtype, context: int, batch_size: int, repeats: int, compi
     target, draft, _ = pair(dtype)
     runners = {"": (ModelRunner(target), ModelRunner(draft))}
     if compile:
-        runners["compiled "] = (_graph(target), _graph(draft))
+        runners["compiled "] = (graph_of(ModelRunner(target)), graph_of(ModelRunner(draft)))
     calls = {
         f"{how}{name} {width}": forward_of(runner, context, batch_size, width)
         for width in WIDTHS
@@ -86,15 +83,6 @@ def table(dtype: torch.dtype, context: int, batch_size: int, repeats: int, compi
             [f"{name}ceiling, k = q - 1", *(f"{c:.2f}" for c in ceilings)],
         ]
     return lines
-
-
-def _graph(model: PreTrainedModel) -> ModelRunner:
-    """Runs the model compiled; built first where no package is on disk."""
-    runner, use = ModelRunner(model), GraphUse()
-    probe(runner)
-    runner = compiled(runner, True, 0, use, "target")
-    assert use.roles == {"target": "compiled"}, use.roles
-    return runner
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from bench.markdown import spread, table
 
 Info = dict[str, Any]
 
@@ -48,13 +50,13 @@ def _weights(infos: Sequence[Info]) -> str:
                     info["case"],
                     f"{info['draft_cost']}",
                     f"{row['acceptance']}",
-                    f"{_ratio(ratios[f'eager k={k} / eager'])} ({formula['eager']:.2f})",
-                    f"{_ratio(ratios[f'compiled k={k} / compiled'])} ({formula['compiled']:.2f})",
-                    f"{_ratio(ratios['compiled auto / compiled'])}, {row['auto_drafted']:.1f} drafted",
-                    _ratio(ratios["compiled / transformers"]),
-                    _ratio(ratios[f"compiled k={k} / transformers"]),
-                    _ratio(ratios.get(f"compiled k={k} / assisted k={k}")),
-                    _ratio(ratios.get(f"assisted k={k} / transformers")),
+                    f"{spread(ratios[f'eager k={k} / eager'])} ({formula['eager']:.2f})",
+                    f"{spread(ratios[f'compiled k={k} / compiled'])} ({formula['compiled']:.2f})",
+                    f"{spread(ratios['compiled auto / compiled'])}, {row['auto_drafted']:.1f} drafted",
+                    spread(ratios["compiled / transformers"]),
+                    spread(ratios[f"compiled k={k} / transformers"]),
+                    spread(ratios.get(f"compiled k={k} / assisted k={k}")),
+                    spread(ratios.get(f"assisted k={k} / transformers")),
                     f"{row['tokens_per_second'][f'compiled k={k}']:.1f}",
                 ]
             )
@@ -68,7 +70,7 @@ def _weights(infos: Sequence[Info]) -> str:
         for info in infos
         for how, pair in info["step_milliseconds"].items()
     ]
-    return _table(columns, rows) + "\n\n" + _table("case|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)
+    return table(columns, rows) + "\n\n" + table("case|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)
 
 
 def _never(infos: Sequence[Info]) -> str:
@@ -78,7 +80,7 @@ def _never(infos: Sequence[Info]) -> str:
         for side, own in info["rows"].items():
             is_fixed = "k=" in side
             missed = not is_fixed and own["ratio"][0] < goal
-            ratio = _ratio(own["ratio"])
+            ratio = spread(own["ratio"])
             note = ""
             if side == "perfect" and info["perfect_over_ideal"] is not None:
                 share = info["perfect_over_ideal"]
@@ -95,7 +97,7 @@ def _never(infos: Sequence[Info]) -> str:
                     note,
                 ]
             )
-    return _table("target|dtype|draft|over plain|acceptance rate|drafted|asked, by quarter of the rounds|", rows)
+    return table("target|dtype|draft|over plain|acceptance rate|drafted|asked, by quarter of the rounds|", rows)
 
 
 def _contexts(infos: Sequence[Info]) -> str:
@@ -114,7 +116,7 @@ def _contexts(infos: Sequence[Info]) -> str:
                 ]
             )
     contexts = "|".join(f"{c} tokens, ms" for c in infos[0]["contexts"])
-    return _table(f"dtype|window|step|{contexts}|longest / shortest|increase over attention's", rows)
+    return table(f"dtype|window|step|{contexts}|longest / shortest|increase over attention's", rows)
 
 
 def _peaks(infos: Sequence[Info]) -> str:
@@ -131,7 +133,7 @@ def _peaks(infos: Sequence[Info]) -> str:
                 f"{peak['cache'] / over['cache']:.2f}",
             ]
         )
-    return _table("context|side|peak beyond the model|cache|peak over transformers'|cache over transformers'", rows)
+    return table("context|side|peak beyond the model|cache|peak over transformers'|cache over transformers'", rows)
 
 
 def _acceptance(infos: Sequence[Info]) -> str:
@@ -147,22 +149,12 @@ def _acceptance(infos: Sequence[Info]) -> str:
                 info["dtype"],
                 f"V = {vocab}, B = {batch}, N = {positions - 1}",
                 f"{times['before']:.1f} / {times[now]:.1f} / {times['read']:.1f}",
-                _ratio(info["speedup_over_before"][now]),
+                spread(info["speedup_over_before"][now]),
                 f"{shares['before']:.0%} / {shares[now]:.0%}",
                 f"{info['read_gigabytes_per_second']:.1f}",
             ]
         )
-    return _table("|dtype|shape|ms before / now / plain read|times as fast|of the read's speed|read, GB/s", rows)
-
-
-def _ratio(values: Sequence[float] | None) -> str:
-    return "" if values is None else f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
-
-
-def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
-    names = header.split("|")
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table("|dtype|shape|ms before / now / plain read|times as fast|of the read's speed|read, GB/s", rows)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from bench import plot, report_axes
+from bench.markdown import table
 
 Info = dict[str, Any]
 
@@ -37,16 +38,16 @@ def report(data: dict[str, Any]) -> str:
     bounded = [i for i in infos if i.get("bounds")]
     parts = [_circumstances(data, infos)]
     if axes:
-        parts += ["### Along each axis", report_axes.axes(axes, _table)]
+        parts += ["### Along each axis", report_axes.axes(axes)]
     if by_kind:
-        parts += ["### By kind of prompt", report_axes.kinds(by_kind, _table)]
+        parts += ["### By kind of prompt", report_axes.kinds(by_kind)]
     if generate:
         parts += ["### Speed", _ratios(generate), "### Each side by itself", _sides(generate)]
     if axes:
         parts += ["### Each side by itself, along the axes", _sides(axes)]
     if bounded:
-        parts += ["### Nearest to what is possible", report_axes.bounds(bounded, _table)]
-        parts += ["### A round by its width, drafts free", report_axes.costs(bounded, _table)]
+        parts += ["### Nearest to what is possible", report_axes.bounds(bounded)]
+        parts += ["### A round by its width, drafts free", report_axes.costs(bounded)]
     if lengths:
         parts += ["### Strategies", _strategies(lengths)]
         parts += ["### Acceptance length of trees over the chain's of the same depth", _lengths(lengths)]
@@ -97,7 +98,7 @@ def _ratios(infos: Iterable[Info]) -> str:
                     _optional(own.get("acceptance_length")),
                 ]
             )
-    return _table("dtype|batch|temperature|comparison|ratio|goal|acceptance rate|acceptance length", rows)
+    return table("dtype|batch|temperature|comparison|ratio|goal|acceptance rate|acceptance length", rows)
 
 
 def _sides(infos: Iterable[Info]) -> str:
@@ -116,7 +117,7 @@ def _sides(infos: Iterable[Info]) -> str:
                 ]
             )
     columns = "dtype|batch|temperature|side|tokens/s|tokens|tokens a target forward|texts equal to plain|outside graphs"
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _strategies(infos: Iterable[Info]) -> str:
@@ -141,12 +142,12 @@ def _strategies(infos: Iterable[Info]) -> str:
                 ]
             )
     columns = "temperature|strategy|over plain|over transformers' nearest|acceptance rate|acceptance length"
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _lengths(infos: Iterable[Info]) -> str:
     rows = [[*_case(info), name, f"{value:.2f}"] for info in infos for name, value in info["lengths"].items()]
-    return _table("dtype|batch|temperature|tree|length / chain's", rows)
+    return table("dtype|batch|temperature|tree|length / chain's", rows)
 
 
 def _percent(share: float | None) -> str:
@@ -164,7 +165,7 @@ def _cache(infos: Iterable[Info]) -> str:
             )
         rows.append([info["dtype"], info["commit"], "speed-up", *(f"{r:.2f}" for r in info["ratios"]), ""])
     columns = "|".join(f"{c} tokens, ms" for c in contexts)
-    return _table(f"dtype|commit|cache|{columns}|longest / shortest", rows)
+    return table(f"dtype|commit|cache|{columns}|longest / shortest", rows)
 
 
 def _first(infos: Iterable[Info]) -> str:
@@ -177,7 +178,7 @@ def _first(infos: Iterable[Info]) -> str:
         for side, ratios in info["ratios"].items():
             rows.append([*case, f"{side} / plain", *(f"{m:.2f} [{low:.2f}-{high:.2f}]" for m, low, high in ratios)])
     columns = "|".join(f"{c} tokens" for c in contexts)
-    return _table(f"dtype|batch|side|{columns}", rows)
+    return table(f"dtype|batch|side|{columns}", rows)
 
 
 def _recurrent_steps(infos: Iterable[Info]) -> str:
@@ -192,7 +193,7 @@ def _recurrent_steps(infos: Iterable[Info]) -> str:
         for part, name in (("copy", "of it the copy"), ("commit", "of it the commit")):
             rows.append([*case, name, *(f"{share:.1%}" for share in info["share"][part])])
         rows.append([*case, "bytes copied", *(f"{n / 1e6:.2f} MB" for n in info["snapshot_bytes"])])
-    return _table("model|batch|step|" + "|".join(f"W={w}" for w in infos[0]["widths"]), rows)
+    return table("model|batch|step|" + "|".join(f"W={w}" for w in infos[0]["widths"]), rows)
 
 
 def _refed(infos: Iterable[Info]) -> str:
@@ -208,7 +209,7 @@ def _refed(infos: Iterable[Info]) -> str:
                 ("window's tokens per new token", lambda c: c["window_tokens"] / c["tokens"]),
             ):
                 rows.append([*case, name, *(f"{of(c):.2f}" for c in counts)])
-    return _table(f"batch|acceptance|k||{_bounds(infos)}", rows)
+    return table(f"batch|acceptance|k||{_bounds(infos)}", rows)
 
 
 def _expected(infos: Iterable[Info], steps: Sequence[Info]) -> str:
@@ -225,7 +226,7 @@ def _expected(infos: Iterable[Info], steps: Sequence[Info]) -> str:
                     for c in counts
                 ]
                 rows.append([name, *case, *_best(gains)])
-    return _table(f"cost of a step|batch|acceptance|k|{_bounds(infos)}", rows)
+    return table(f"cost of a step|batch|acceptance|k|{_bounds(infos)}", rows)
 
 
 def _step_cost(info: Info) -> Callable[[int, bool], float]:
@@ -253,7 +254,7 @@ def _advance_windows(infos: Iterable[Info]) -> str:
                 ]
             )
     names = "|".join(_bound(int(w)) for w in info["ratios"])
-    return _table(f"model|batch|acceptance|k|{names}", rows)
+    return table(f"model|batch|acceptance|k|{names}", rows)
 
 
 def _cases(info: Info) -> Iterator[tuple[list[str], list[Info]]]:
@@ -289,12 +290,6 @@ def _equal(counts: dict[str, int] | None) -> str:
 
 def _optional(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
-    names = header.split("|")
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:

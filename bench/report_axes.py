@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from bench.markdown import table
+
 Info = dict[str, Any]
-Table = Callable[[str, Iterable[Sequence[str]]], str]
 _WORST = 8  # bounds in the table that come nearest; all are in the record
 
 
-def axes(infos: Sequence[Info], table: Table) -> str:
+def axes(infos: Sequence[Info]) -> str:
     """A line a side and point: against plain generate(), and ours against the same engine's own plain decoding."""
     rows = []
     for info in infos:
@@ -37,7 +38,7 @@ def axes(infos: Sequence[Info], table: Table) -> str:
     return table(columns + "acceptance length, or why none", rows)
 
 
-def kinds(infos: Sequence[Info], table: Table) -> str:
+def kinds(infos: Sequence[Info]) -> str:
     """A line a side, a column a kind of prompt: over plain generate(), and the acceptance length of ours."""
     names = list(dict.fromkeys(kind for info in infos for kind in info["kinds"]))
     rows = []
@@ -53,7 +54,7 @@ def _of_kind(r: Info | None) -> str:
     return _ratio(r) + (f"; {r['acceptance_length']:.2f}" if r["acceptance_length"] else "")
 
 
-def bounds(infos: Sequence[Info], table: Table) -> str:
+def bounds(infos: Sequence[Info]) -> str:
     """The ratios that come nearest to what is possible, and those above it."""
     found = [(b["ratio"]["low"] / max(1.0, b["bound"]["high"]), b, info) for info in infos for b in info["bounds"]]
     found.sort(key=lambda entry: entry[0], reverse=True)
@@ -75,7 +76,7 @@ def bounds(infos: Sequence[Info], table: Table) -> str:
     return table(columns + "verdict", rows)
 
 
-def costs(infos: Sequence[Info], table: Table) -> str:
+def costs(infos: Sequence[Info]) -> str:
     """Milliseconds of a round by its number of draft tokens, drafts free."""
     rows = []
     for info in infos:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.markdown import spread, table
+
 KIND = "peers"
 
 
@@ -42,7 +44,7 @@ def _sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
             side["engine"],
             _mode(side),
             f"{side['tokens_per_second']:.1f}",
-            _gain(side.get("gain")),
+            spread(side.get("gain")),
             _optional(side["target_calls"], "d"),
             "" if side["mode"] == "plain" else _optional(side["acceptance_rate"], ".2f"),
             _optional(side["tokens_a_call"], ".2f"),
@@ -50,7 +52,7 @@ def _sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for side in sides.values()
     ]
-    return _table(
+    return table(
         "engine|mode|tokens/s|gain over its own plain|target calls|acceptance rate|acceptance length|"
         "texts equal to generate()'s",
         rows,
@@ -78,11 +80,11 @@ def _statement(found: Sequence[Mapping[str, Any]]) -> str:
                 what,
                 f"{one['our_gain']:.2f} ({_name(one['ours'])})",
                 f"{one['their_gain']:.2f} ({_name(one['theirs'])})",
-                _gain(one["ours_over_theirs"]),
+                spread(one["ours_over_theirs"]),
                 "yes" if one["held"] else "**no**",
             ]
         )
-    return _table("against||our gain|its gain|ours / its|at least as much", rows)
+    return table("against||our gain|its gain|ours / its|at least as much", rows)
 
 
 def _order(sides: Mapping[str, Mapping[str, Any]]) -> str:
@@ -113,10 +115,6 @@ def _texts(counts: Mapping[str, int] | None) -> str:
     return ", ".join(parts)
 
 
-def _gain(values: Sequence[float] | None) -> str:
-    return "" if values is None else f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
-
-
 def _optional(value: float | None, form: str) -> str:
     return "not told" if value is None else format(value, form)
 
@@ -124,9 +122,3 @@ def _optional(value: float | None, form: str) -> str:
 def _line(text: str) -> str:
     """An error of several lines, short enough for a list."""
     return " ".join(text.split())[:400]
-
-
-def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
-    names = header.split("|")
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
