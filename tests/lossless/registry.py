@@ -30,6 +30,16 @@ EACH_CHANGE = ("gpt2", "gemma3_text", "mixtral", "zamba2", "bart", "bloom")  # o
 FAMILIES = [n if n in EACH_CHANGE else pytest.param(n, marks=pytest.mark.long) for n in WORKING if n not in STEPWISE]
 
 
+def pairs(turn: int) -> list[tuple[str, str, Any]]:
+    """Every family with every strategy, and the marks of the pair: at each change every second one of the few families.
+
+    The greedy and the sampled column take turns (0 and 1), so that each pair is tried by one of them.
+    """
+    rows = [name for name in WORKING if name not in STEPWISE]
+    now = {(n, s) for i, n in enumerate(EACH_CHANGE) for j, s in enumerate(STRATEGIES) if (i + j + turn) % 2 == 0}
+    return [(n, s, () if (n, s) in now else pytest.mark.long) for n in rows for s in STRATEGIES]
+
+
 def draft(name: str) -> Any:
     """A model that often, not always, says what the family's target says."""
     return families.family(name, ARCHITECTURES[name].noise)

@@ -1,7 +1,7 @@
 """Many G-tests at once through the real coins, held to one level for the whole suite (Holm).
 
 Each is a strategy on a table of its own: joint tokens of n requests against the target's law. At each change 37 of
-100,000 requests, beside the three of 200,000 in `test_gtests.py`; the long run has 100 of a million.
+200,000 requests, beside the three in `test_gtests.py`; the long run has 200 of two million.
 """
 
 from __future__ import annotations
@@ -101,15 +101,15 @@ def rejected(values: Mapping[str, float], alpha: float = ALPHA) -> Sequence[str]
 
 
 def test_joint_laws() -> None:
-    values = p_values(37, 100_000)
+    values = p_values(37, 200_000)
     assert len(values) == 37
     assert rejected(values) == []
 
 
 @pytest.mark.long
-def test_joint_laws_of_a_million() -> None:
-    values = p_values(100, 1_000_000)
-    assert len(values) == 100
+def test_joint_laws_of_two_million() -> None:
+    values = p_values(200, 2_000_000)
+    assert len(values) == 200
     assert rejected(values) == []
 
 

@@ -14,7 +14,7 @@ import families
 import pytest
 import torch
 from equality.coupling import GumbelNoise
-from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES
+from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES, pairs
 from lossless.replay import Player, Recording, seed_of
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -36,7 +36,7 @@ def coupled(name: str) -> Tensor:
 
 
 def coupled_families() -> list[Any]:
-    """At each change half of the families; the rules, which are asked more of, have all of them."""
+    """At each change three of the families, with all strategies."""
     names = [name if isinstance(name, str) else name.values[0] for name in FAMILIES]
     return [n if n in ("gpt2", "gemma3_text", "bloom") else pytest.param(n, marks=pytest.mark.long) for n in names]
 
@@ -66,14 +66,13 @@ def rules() -> list[Any]:
     """At each change one rule a strategy, block verification for two that draft chains with a law; all are long."""
     chains = ("model", "other tokenizer, shared")
     return [
-        (s, r) if (r == "block") == (s in chains) else pytest.param(s, r, marks=pytest.mark.long)
-        for s in STRATEGIES
-        for r in RULES
+        pytest.param(name, s, rule, marks=marks if (rule == "block") == (s in chains) else pytest.mark.long)
+        for name, s, marks in pairs(0)
+        for rule in RULES
     ]
 
 
-@pytest.mark.parametrize(("strategy", "rule"), rules())
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "strategy", "rule"), rules())
 def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: str) -> None:
     if (name, strategy) in REFUSED:
         pytest.skip("refused; see test_strategy_matrix.py")

@@ -38,8 +38,9 @@ OTHERS = ["mistral", "gemma2", "gpt_oss", "deepseek_v3", "mamba2", "falcon_h1", 
 
 @pytest.mark.parametrize(
     ("shape", "batch_size"),
-    [(shape, 3) for shape in [*SHAPES, "wide"]]
+    [(shape, 3) for shape in ["bushy", "irregular", "wide"]]
     + [("wide", 1)]
+    + [pytest.param(shape, 3, marks=pytest.mark.long) for shape in ["chain", "binary"]]
     + [pytest.param(shape, 1, marks=pytest.mark.long) for shape in SHAPES],
 )
 @pytest.mark.parametrize("name", OTHERS)

@@ -139,7 +139,7 @@ GRAPH = [
         _GRAPH,
         "(offsets[:, :, None] - position[:, None, :] < size)",
         "(offsets[:, :, None] - position[:, None, :] <= size)",
-        [f"{_CAPTURED}[mistral-1-model]"],
+        [f"{_CAPTURED}[gpt_oss-1-model]"],
     ),
     Mutant(
         "graph: positions are slots, not a tree's depths",

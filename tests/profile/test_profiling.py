@@ -52,7 +52,7 @@ def test_a_profile_holds_what_was_asked_for(tmp_path: pathlib.Path) -> None:
 
 def test_greedy_rounds_are_predicted_exactly(tmp_path: pathlib.Path) -> None:
     options = replace(
-        SMALL, temperatures=(0.0,), num_draft_tokens=(1, 2, 4), new_tokens=24, strategies=("ngram", "early-exit:3")
+        SMALL, temperatures=(0.0,), num_draft_tokens=(1, 2, 4), new_tokens=16, strategies=("ngram", "early-exit:3")
     )
     found = profile(tmp_path, options)
     checked = [s for s in found.settings if s.predicted and s.measured]

@@ -14,6 +14,8 @@ from transformers_suite.sides import Side, Writer
 
 import specdec
 
+LLAMA_LIKE = ("qwen3", "phi3")  # to generate() another llama: left to the long run
+
 
 @pytest.fixture(params=["control", "model", "ngram"])
 def side(request: pytest.FixtureRequest) -> Side:
@@ -27,7 +29,7 @@ def bare_side(request: pytest.FixtureRequest) -> Side:
     return Side(request.param)
 
 
-@pytest.fixture(params=list(ARCHITECTURES))
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.long) if n in LLAMA_LIKE else n for n in ARCHITECTURES])
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 

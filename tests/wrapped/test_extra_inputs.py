@@ -21,7 +21,7 @@ DRAFTERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.long), 3])
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("architecture", SUPPORTED)
 def test_images(architecture: str, drafter: str, batch_size: int) -> None:
