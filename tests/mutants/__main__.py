@@ -1,4 +1,4 @@
-"""`python -m tests.mutants`: hand-made bugs, one at a time, in a copy of specdec/; the tests must find them all."""
+"""`python -m tests.mutants`: bugs, one at a time, in a copy of specdec/; the tests must find all that are hand-made."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tests.mutants import automatic
 from tests.mutants.mutant import ROOT, Mutant
 from tests.mutants.report import Kept, write_page
 from tests.mutants.table import MUTANTS
@@ -34,6 +35,8 @@ class Options:
 def read_options(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names or of files; all mutants if none is given")
+    parser.add_argument("--automatic", type=int, metavar="N", help="N of the mutants that are made by rule instead")
+    parser.add_argument("--seed", type=int, default=0, help="which N (0)")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time, each on a core (1)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"most seconds a mutant ({SECONDS:.0f})")
     parser.add_argument("--list", action="store_true", help="name them, run nothing")
@@ -43,11 +46,12 @@ def read_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--run-nothing", action="store_true", help="with --keep and --page: write down what is known")
     asked = parser.parse_args(arguments)
     names = [name.lower() for name in asked.names]
-    chosen = [m for m in MUTANTS if not names or any(n in m.name.lower() or n in m.file for n in names)]
+    table = MUTANTS if asked.automatic is None else automatic.some(asked.automatic, asked.seed)
+    chosen = [m for m in table if not names or any(n in m.name.lower() or n in m.file for n in names)]
     if not chosen:
         parser.error(f"no mutant has {' or '.join(asked.names)} in its name or file; --list names them all")
-    if asked.page and len(chosen) < len(MUTANTS):
-        parser.error("--page writes down a whole run: name no mutants")
+    if asked.page and chosen != MUTANTS:
+        parser.error("--page writes down a whole run of the hand-made ones: name no mutants")
     if asked.run_nothing and not (asked.page and asked.keep):
         parser.error("--run-nothing writes a page from what --keep has: give both")
     if asked.list:
