@@ -70,7 +70,27 @@ def _weights(infos: Sequence[Info]) -> str:
         for info in infos
         for how, pair in info["step_milliseconds"].items()
     ]
-    return table(columns, rows) + "\n\n" + table("case|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)
+    tables = [table(columns, rows), table("case|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)]
+    return "\n\n".join([*tables, *_over_vllm(infos)])
+
+
+def _over_vllm(infos: Sequence[Info]) -> list[str]:
+    """A line an acceptance and dtype of vLLM's, where it took part."""
+    rows = [
+        [
+            info["case"],
+            f"{row['acceptance']}",
+            peer,
+            f"{row['tokens_per_second'][peer]:.1f}",
+            *(spread(row["ratios"][f"compiled{mode} / {peer}"]) for mode in ("", f" k={info['k']}", " auto")),
+        ]
+        for info in infos
+        for row in info["rows"]
+        for peer in row["tokens_per_second"]
+        if peer.startswith("vLLM")
+    ]
+    columns = "case|acceptance|vLLM, plain|its tokens/s|compiled plain over it|compiled k over it|compiled auto over it"
+    return [table(columns, rows)] if rows else []
 
 
 def _never(infos: Sequence[Info]) -> str:

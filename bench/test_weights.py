@@ -5,14 +5,20 @@ probability at a given cost (`bench.constructed`). Uncompiled sides, transformer
 such CPUs multiply fastest; compiled ones hold their weights in bfloat16 and compute in float32. Each decodes its own
 model's greedy text. The formula is (1 - a^(k+1)) / ((1 - a) (k c + T(k+1) / T(1))), T measured in the same process.
 
+With `SPECDEC_PEER_VLLM` (bench/peers), vLLM decodes the same weights without drafts, one prompt at a time, in both
+dtypes.
+
 A first run builds the package, which takes minutes: `python -m bench.weights build` does that beforehand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -26,11 +32,13 @@ from bench.constructed import FREE, Reading, TextDrafter, assisted, heavy, spoil
 from bench.forward_cost import forward_of, measure
 from bench.harness import Comparison, Outcome
 from bench.weights import graph_of
+from bench.weights_peer import Vllm, vllm
 from specdec.target import ModelRunner
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FEW = (0.7, 0.9)
 CASES = {"batch 1": (1, 128), "batch 4": (4, 128), "batch 8": (8, 128), "context 1024": (1, 1024)}
+PAUSE_SECONDS = 0.3  # before another process's engine: threads of the side before have stopped spinning
 COSTS = (0.0, 0.1)  # of a drafted token, in reads of the target's weights
 
 
@@ -60,9 +68,11 @@ def _made(size: str, dtype: torch.dtype, batch_size: int, context: int, tokens: 
 class Sides:
     """All ways to decode the texts, at one acceptance after another."""
 
-    def __init__(self, plain: Made, graph: Made, tokens: int, k: int, cost: Reading, vocab_size: int) -> None:
+    def __init__(
+        self, plain: Made, graph: Made, tokens: int, k: int, cost: Reading, vocab_size: int, peers: dict[str, Vllm]
+    ) -> None:
         self.plain, self.graph, self.tokens, self.k = plain, graph, tokens, k
-        self.cost, self.vocab_size = cost, vocab_size
+        self.cost, self.vocab_size, self.peers = cost, vocab_size, peers
 
     def all(self) -> dict[str, Callable[[float], Outcome]]:
         k = self.k
@@ -74,7 +84,18 @@ class Sides:
         sides |= {"compiled": lambda a: self._ours(self.graph, None, 0, True)}
         sides |= {f"compiled k={k}": lambda a: self._ours(self.graph, a, k, True)}
         sides |= {"compiled auto": lambda a: self._ours(self.graph, a, "auto", True)}
+        sides |= {f"vLLM {dtype}": self._vllm(engine) for dtype, engine in self.peers.items()}
         return sides
+
+    def _vllm(self, engine: Vllm) -> Callable[[float], Outcome]:
+        expected = self.plain.texts[0][self.plain.ids.shape[1] :]
+
+        def run(_: float) -> Outcome:
+            sleep(PAUSE_SECONDS)
+            text, seconds = engine.text()
+            return Outcome(len(text), {"right": text == expected}, seconds)
+
+        return run
 
     def _transformers(self, acceptance: float | None) -> Outcome:
         made, kwargs = self.plain, {"max_new_tokens": self.tokens, "do_sample": False}
@@ -112,7 +133,9 @@ class Sides:
 
 @pytest.mark.parametrize("cost", COSTS, ids=["free", "a tenth"])
 @pytest.mark.parametrize("case", list(CASES))
-def test_against_the_formula(benchmark: Any, settings: Settings, request: Any, case: str, cost: float) -> None:
+def test_against_the_formula(
+    benchmark: Any, settings: Settings, request: Any, case: str, cost: float, tmp_path: Path
+) -> None:
     is_smoke = settings.rounds == 1
     if cost and case != "batch 1":
         pytest.skip("costly drafts at batch 1 only")
@@ -124,10 +147,14 @@ def test_against_the_formula(benchmark: Any, settings: Settings, request: Any, c
     graph = _made(size, torch.bfloat16, batch_size, context, tokens, True)
     num_bytes = 4 * sum(p.numel() for p in plain.model.parameters())
     reading = Reading(cost * num_bytes) if cost else FREE
-    sides = Sides(plain, graph, tokens, k, reading, plain.model.config.vocab_size).all()
-    comparison = Comparison(sides, acceptances)
-    benchmark.group = f"weights, {case}, drafts at {cost}"
-    comparison.measure(benchmark, f"compiled k={k}", settings.rounds)
+    with ExitStack() as stack:
+        peers = {}
+        if batch_size == 1 and not cost:
+            peers = stack.enter_context(vllm(plain.model, plain.ids, tokens, tmp_path))
+        sides = Sides(plain, graph, tokens, k, reading, plain.model.config.vocab_size, peers).all()
+        comparison = Comparison(sides, acceptances)
+        benchmark.group = f"weights, {case}, drafts at {cost}"
+        comparison.measure(benchmark, f"compiled k={k}", settings.rounds)
     with torch.inference_mode():
         steps = {
             "eager": _steps(ModelRunner(plain.model), context, batch_size, k, settings.rounds),
@@ -168,6 +195,8 @@ def _row(
     assisted_side = f"assisted k={k}"
     if assisted_side in comparison.sides:
         pairs += [(f"compiled k={k}", assisted_side), (f"eager k={k}", assisted_side), (assisted_side, "transformers")]
+    peers = [side for side in comparison.sides if side.startswith("vLLM")]
+    pairs += [(f"compiled{mode}", peer) for peer in peers for mode in ("", f" k={k}", " auto")]
     ratios = {}
     for side, over in pairs:
         ratio = comparison.ratio(side, over, item)

@@ -19,17 +19,31 @@ from itertools import accumulate
 
 from tests.mutants.mutant import ROOT, Mutant
 
-_VERIFY = (
-    *("tests/verify", "tests/lossless/test_exact_law.py", "tests/lossless/test_law_of_parts.py"),
-    *("tests/test_large_vocabulary.py", "tests/lossless/test_sampling_interpreter.py", "tests/lossless/test_trees.py"),
-    "tests/lossless/test_matrix_sampled.py",
-)
-_CACHE = (
-    *("tests/cache", "tests/test_models.py", "tests/lossless/test_trees.py", "tests/test_probe.py"),
-    *("tests/faults/test_fault_memory.py", "tests/test_generate.py"),
-)
-# What is asked, quick and close tests first.
-TESTS: Mapping[str, Sequence[str]] = {"verify": _VERIFY, "cache": _CACHE}
+_LOSSLESS, _LAW = "tests/lossless/{}.py", "tests/lossless/test_exact_law.py"
+_RULES = ("tests/verify/test_rules.py", _LAW, "tests/verify/test_absent.py", _LOSSLESS.format("test_trees"))
+_LARGE = ("tests/verify/test_parts.py", _LOSSLESS.format("test_law_of_parts"), "tests/test_large_vocabulary.py")
+_MODELS = ("tests/test_models.py", _LOSSLESS.format("test_trees"), "tests/test_probe.py")
+_MACHINES = ("tests/cache/test_state_machine_windows.py", "tests/cache/test_state_machine.py")
+_SAMPLED = _LOSSLESS.format("test_sampling_interpreter")
+# What is asked for each file, quick and close tests first. One that is not here has no mutants.
+TESTS: Mapping[str, Sequence[str]] = {
+    "verify/rules.py": (*_RULES, _SAMPLED),
+    "verify/tree.py": (*_RULES, _SAMPLED),
+    "verify/coins.py": ("tests/verify/test_coins.py", "tests/verify/test_coin_keys.py", *_RULES, _SAMPLED, _LARGE[0]),
+    "verify/blocks.py": (*_LARGE, "tests/verify/test_coins.py", _SAMPLED),
+    "verify/parts.py": _LARGE,
+    "verify/choice.py": (*_LARGE, "tests/compiled/test_large_compiled.py"),
+    "cache/exchange.py": (
+        "tests/cache/test_rows.py",
+        "tests/faults/test_fault_memory.py",
+        "tests/transformers_suite/test_mixin.py",
+    ),
+    "cache/kinds.py": ("tests/test_probe.py", "tests/test_models.py"),
+    "cache/layers.py": ("tests/cache/test_attention.py", "tests/cache/test_long_memory.py", *_MACHINES, *_MODELS),
+    "cache/recurrent.py": (*_MACHINES, *_MODELS),
+    "cache/rollback.py": ("tests/cache/test_attention.py", "tests/cache/test_rows.py", *_MACHINES, *_MODELS),
+    "cache/sliding.py": ("tests/cache/test_ring_edges.py", *_MACHINES, *_MODELS),
+}
 LEFT_OUT = ("verify/kernels.py", "verify/__init__.py", "cache/__init__.py")
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -75,13 +89,7 @@ class Automatic(Mutant):
 @cache
 def every() -> list[Mutant]:
     """All of them, in the order of the files."""
-    out: list[Mutant] = []
-    for part, tests in TESTS.items():
-        for path in sorted((ROOT / "specdec" / part).glob("*.py")):
-            file = f"{part}/{path.name}"
-            if file not in LEFT_OUT:
-                out += _of_file(file, path.read_text(), tests)
-    return out
+    return [m for file, tests in TESTS.items() for m in _of_file(file, (ROOT / "specdec" / file).read_text(), tests)]
 
 
 def some(count: int, seed: int = 0) -> list[Mutant]:
