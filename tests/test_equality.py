@@ -50,8 +50,8 @@ def settings() -> list[Any]:
 
 
 def _adds_little(name: str, batch_size: int, mode: str, drafter: str) -> bool:
-    """Sampling one row by itself, which ragged ones do as well; noise beside draws, where no processor sees both."""
-    alone = batch_size == 1 and mode != "greedy"
+    """One row by itself where ragged ones do as well; noise where draws say more (no processor)."""
+    alone = batch_size == 1 and (mode != "greedy" or name in PROCESSORS)
     return alone or (mode == "coupled" and (drafter == "ngram" or name not in (*PROCESSORS, *BEHIND)))
 
 

@@ -157,6 +157,7 @@ def test_a_draft_token_is_two_graphs() -> None:
     assert stats.graphs.calls == 1 + 2 * stats.rounds + stats.draft_calls + stats.drafted
 
 
+@pytest.mark.long
 def test_a_draft_of_another_dtype() -> None:
     """Read as another dtype its logits would be noise."""
     draft = copy.deepcopy(tiny("llama", noise=0.02)).to(torch.float32)

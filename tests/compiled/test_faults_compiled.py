@@ -37,7 +37,7 @@ def decode(target: PreTrainedModel, draft: PreTrainedModel, **arguments: Any) ->
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("do_sample", [pytest.param(False, marks=pytest.mark.long), True])
 def test_nan_of_the_target(do_sample: bool) -> None:
     """A typed error, as uncompiled: argmax would take NaN for the best."""
     text = tiny("llama").generate(**prompts(1), max_new_tokens=24)[0]

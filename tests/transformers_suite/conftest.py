@@ -1,4 +1,4 @@
-"""The models, and who answers their generate(): every test runs on transformers as well, as its control."""
+"""The models, and who answers their generate(): in the long run transformers as well, the tests' control."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ import specdec
 LLAMA_LIKE = ("qwen3", "phi3")  # to generate() another llama: left to the long run
 
 
-@pytest.fixture(params=["control", "model", "ngram"])
+CONTROL = pytest.param("control", marks=pytest.mark.long)  # says something of transformers and of the test only
+
+
+@pytest.fixture(params=[CONTROL, "model", "ngram"])
 def side(request: pytest.FixtureRequest) -> Side:
     """transformers, or specdec with one of two kinds of drafter."""
     return Side(request.param)
 
 
-@pytest.fixture(params=["control", "specdec"])
+@pytest.fixture(params=[CONTROL, "specdec"])
 def bare_side(request: pytest.FixtureRequest) -> Side:
     """For calls that name their own drafter (assistant_model=, prompt_lookup_num_tokens=)."""
     return Side(request.param)
