@@ -2,6 +2,9 @@
 
 The goals: at least 0.95 with any draft, and with a perfect one within a tenth of the best fixed number. What the
 controller does on made-up clocks is proven in tests/test_auto_bounds.py; here it meets the real one.
+
+Calls of seconds, one after the other, differ by more than a twentieth on a busy machine. So each is also held against
+its own median plain step (`_Watched.speed`), which knows of nothing but its own rounds.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -63,18 +67,40 @@ class _WrongSession(DraftSession):
 
 
 class _Watched(AutoLength):
-    """Notes what was asked for."""
+    """Notes what was asked for, and what it cost."""
 
-    asked: list[int]  # of the last call
+    last: _Watched  # of the last call
 
     def __init__(self) -> None:
         super().__init__()
-        _Watched.asked = []
+        _Watched.last = self
+        self.asked: list[int] = []
+        self._plain: list[float] = []  # seconds of steps without drafts
+        self._others = self._tokens = 0.0  # seconds of whatever else there was, and the tokens that came of it
 
     def choose(self) -> int:
         asked = super().choose()
-        _Watched.asked.append(asked)
+        self.asked.append(asked)
         return asked
+
+    def record(
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
+    ) -> None:
+        super().record(drafted, accepted, width, draft_seconds, step_seconds)
+        self._others += draft_seconds
+        if width == 1:
+            self._plain.append(step_seconds)
+        else:
+            self._others += step_seconds
+            self._tokens += 1 + sum(accepted) / len(accepted)
+
+    def speed(self) -> float | None:
+        """Over plain steps of the same call, all at their median; None without any."""
+        if not self._plain:
+            return None
+        plain = median(self._plain)
+        steps = len(self._plain)
+        return (steps + self._tokens) * plain / (steps * plain + self._others)
 
 
 @dataclass(frozen=True)
@@ -103,9 +129,10 @@ class Job:
                 return_dict_in_generate=True,
                 **kwargs,
             )
-        stats, asked = out.speculation, list(_Watched.asked) if k == "auto" and drafter else []
+        stats, watched = out.speculation, _Watched.last if k == "auto" and drafter else None
         assert not self.compile or stats.graphs.roles["target"] == "compiled", stats.graphs.roles
-        detail = {"drafted": stats.drafted, "rate": stats.acceptance_rate, "asked": asked, "rows": out.sequences}
+        detail = {"drafted": stats.drafted, "rate": stats.acceptance_rate, "rows": out.sequences}
+        detail |= {"asked": watched.asked, "speed": watched.speed()} if watched else {"asked": [], "speed": None}
         return Outcome(self.tokens * len(self.ids), detail)
 
 
@@ -137,12 +164,14 @@ def _measure(benchmark: Any, settings: Settings, job: Job, draft: Drafter | None
     for side in comparison.sides:
         if side != "plain":
             ratio = comparison.ratio(side, "plain")
-            last = comparison.details(side)[-1]
+            details = comparison.details(side)
+            last, speeds = details[-1], [d["speed"] for d in details if d["speed"] is not None]
             rows[side] = {
                 "ratio": [ratio.median, ratio.low, ratio.high],
                 "drafted": last["drafted"],
                 "acceptance_rate": last["rate"],
                 "asked": _quarters(last["asked"]),
+                "by_rounds": [median(speeds), min(speeds), max(speeds)] if speeds else None,
             }
     ideal = max((rows[s]["ratio"][0] for s in rows if s.startswith("perfect k=")), default=None)
     benchmark.extra_info |= settings.info() | {

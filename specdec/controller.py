@@ -211,3 +211,40 @@ class AutoLength:
             if found > gain:
                 best, gain = depth, found
         return best, gain
+
+
+class AutoSwitch:
+    """All of a depth that is the drafter's own, or nothing: for proposals most of which are not there to be accepted.
+
+    There is nothing to choose from but whether to draft, so the account alone decides (`_Account`): drafts go on while
+    what they have lost against plain steps, and would lose once more, is within its limit. A drafter that loses is
+    tried again as the share that may be lost allows.
+
+    Args:
+        depth: of a proposal.
+    """
+
+    _CHECK = 32  # rounds after which a plain step is timed again
+    _NEWEST = 0.3  # weight of the last round in the mean
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._costs = Costs()
+        self._account = _Account()
+        self._loss = 0.0  # decayed mean of what a round with drafts lost, in plain steps
+        self._since_plain = 0  # rounds
+
+    def choose(self) -> int:
+        if self._costs.needs_plain or self._since_plain >= self._CHECK:
+            return 0
+        return self._depth if self._account.allows(max(0.0, self._loss)) else 0
+
+    def record(
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
+    ) -> None:
+        tokens = 1 + sum(accepted) / len(accepted)
+        lost = self._costs.add(len(drafted), max(drafted), width, tokens, draft_seconds, step_seconds)
+        self._account.add(lost)
+        self._since_plain = 0 if width == 1 else self._since_plain + 1
+        if width > 1:
+            self._loss += self._NEWEST * (lost - self._loss)

@@ -15,7 +15,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEnc
 
 from specdec.cache.exchange import columns
 from specdec.compiled import CompiledRunner, chance, compiled, note_uncompiled
-from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, Controller, FixedLength
+from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, AutoSwitch, Controller, FixedLength
 from specdec.drafters import Drafter, DraftSession
 from specdec.errors import DraftMismatchError, InputError, UnsupportedOptionError
 from specdec.inputs import Prompt, read_prompt
@@ -279,7 +279,7 @@ def _controller(call: Call, drafter: Drafter | None) -> Controller:
     if drafter is None:
         return FixedLength(0)
     if isinstance(call.num_draft_tokens, str):
-        return AutoLength() if drafter.depth is None else FixedLength(min(drafter.depth, MAX_DRAFT_TOKENS))
+        return AutoLength() if drafter.depth is None else AutoSwitch(min(drafter.depth, MAX_DRAFT_TOKENS))
     return FixedLength(call.num_draft_tokens)
 
 

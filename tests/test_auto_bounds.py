@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from specdec.controller import MAX_DRAFT_TOKENS, AutoLength
+from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, AutoSwitch
 
 TOKENS = 512
 PROMPT = 128
@@ -265,3 +265,48 @@ def test_where_nothing_is_found_the_same_is_asked_for() -> None:
         asked.append(controller.choose())
         controller.record([0], [0], 1, 0.0, 1.0)
     assert asked == [0] + [3] * 11
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A drafter of one depth whose proposals are wide: seconds of a plain step are 1."""
+
+    step: float  # of all of it
+    draft: float
+    accepted: float  # tokens a round, in the mean
+
+
+def switched(wide: Wide, tokens: int = TOKENS, noise: float = 0.05, seed: int = 0) -> Call:
+    """Drives the controller of drafters with a depth of their own through a text."""
+    controller, generator = AutoSwitch(6), random.Random(seed)
+    asked, written, seconds, drafted, ends = [], 0.0, 0.0, 0, []
+    while written < tokens:
+        k = controller.choose()
+        assert k in (0, 6)
+        count = 0
+        if k:
+            whole = int(wide.accepted)
+            count = whole + (generator.random() < wide.accepted - whole)
+        draft = wide.draft * generator.uniform(1 - noise, 1 + noise) if k else 0.0
+        step = (wide.step if k else 1.0) * generator.uniform(1 - noise, 1 + noise)
+        controller.record([k], [count], 1 + 4 * k, draft, step)
+        written, seconds = written + 1 + count, seconds + draft + step
+        drafted += k
+        asked.append(k)
+        ends.append(written)
+    return Call(asked, written / seconds, drafted, ends)
+
+
+@pytest.mark.parametrize("accepted", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("step", [1.5, 2.5, 4.0])
+def test_a_wide_draft_that_does_not_pay_loses_less_than_a_twentieth(step: float, accepted: float) -> None:
+    call = switched(Wide(step, 0.1, accepted))
+    assert call.speed > 0.95
+    assert any(call.asked[200:]), "it is tried again now and then"
+
+
+@pytest.mark.parametrize(("step", "accepted"), [(1.2, 1.0), (1.5, 2.0), (2.5, 3.0)])
+def test_a_wide_draft_that_pays_is_used(step: float, accepted: float) -> None:
+    call = switched(Wide(step, 0.1, accepted))
+    assert call.speed > 0.95 * (1 + accepted) / (step + 0.1)
+    assert sum(k == 0 for k in call.asked) <= 1 + len(call.asked) / 32

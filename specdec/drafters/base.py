@@ -76,8 +76,8 @@ class Drafter:
     """Settings of a drafting method; shared between calls and threads, so never changed by one.
 
     Attributes:
-        depth: what num_draft_tokens="auto" means for it, if that is not to be measured; for proposals most of which are
-            not there to be accepted.
+        depth: all that num_draft_tokens="auto" may ask of it beside nothing, for proposals most of which are not there
+            to be accepted; None: any depth.
     """
 
     depth: int | None = None

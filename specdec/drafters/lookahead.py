@@ -79,6 +79,8 @@ class LookaheadSession(DraftSession):
     def observe_choices(
         self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int], choices: Tensor
     ) -> None:
+        if not proposal.num_nodes:
+            return  # nothing was asked for: the windows stand as they were
         for row, answers in zip(self._rows, choices.tolist(), strict=True):
             behind = [answers[end + 1] for end in row.ends]
             row.window.advance(row.root, [a if a >= 0 else None for a in behind], row.pool)
@@ -99,9 +101,9 @@ class LookaheadDrafter(Drafter):
     of that width costs little more than one of a single token, as on a GPU with room to spare, or where the output
     repeats itself. All that is drafted comes from earlier rounds, so that the output is exact, greedy or sampled.
 
-    The tree is W + N - 3 levels deep, which is what num_draft_tokens="auto" means here, and no deeper than the call's
-    `num_draft_tokens`. Columns beyond it are not run and keep their guesses; below
-    N - 2 levels no column is. Models that verify no trees (recurrent states, positions of the batch) get the latest
+    The tree is W + N - 3 levels deep, and no deeper than the call's `num_draft_tokens`; "auto" runs all of it, or
+    nothing where it has not paid. Columns beyond what is asked for are not run and keep their guesses; below N - 2
+    levels no column is. Models that verify no trees (recurrent states, positions of the batch) get the latest
     n-gram of the pool as a chain, which then has the text's own n-grams only, and nothing if `reads_text` is False.
     The target's answers are read from the device once more a round.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
+from specdec import decode
+from specdec.controller import FixedLength
 from specdec.drafters.jacobi import JacobiWindow, Pool
 from specdec.drafters.lookahead import LookaheadSession
 from specdec.drafters.trie import Trie
@@ -162,6 +165,21 @@ def test_greedy_equality(name: str, batch_size: int) -> None:
     assert torch.equal(out.sequences, expected)
     assert out.speculation.drafted > 0
     assert out.speculation.draft_calls == 0
+
+
+def test_rounds_without_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As "auto" has them where drafts do not pay: the windows stay as they were, and the text is the target's."""
+
+    class Now(FixedLength):
+        def choose(self) -> int:
+            return next(asked)
+
+    monkeypatch.setattr(decode, "AutoSwitch", Now)
+    target, inputs = tiny("llama"), prompts(3)
+    asked = itertools.cycle([0, 6, 0, 0, 6, 6])
+    out = generate(target, inputs, specdec.LookaheadDrafter(4, 4, 3), num_draft_tokens="auto")
+    assert torch.equal(out.sequences, target.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False))
+    assert out.speculation.drafted > 0
 
 
 @pytest.mark.parametrize(
