@@ -111,17 +111,15 @@ def _never(infos: Sequence[Info]) -> str:
                     info["dtype"],
                     side if is_fixed else f"{side}, auto",
                     f"**{ratio}**" if missed else ratio,
-                    spread(own["by_rounds"]),
+                    spread(own.get("by_rounds")),
                     f"{own['acceptance_rate']:.2f}",
                     f"{own['drafted']}",
                     " ".join(f"{asked:.1f}" for asked in own["asked"][:5]),
                     note,
                 ]
             )
-    return table(
-        "target|dtype|draft|over plain|over its own plain steps|acceptance rate|drafted|asked, by quarter of the rounds|",
-        rows,
-    )
+    columns = "target|dtype|draft|over plain|over its own plain steps|acceptance rate|drafted|asked, by quarter|"
+    return table(columns, rows)
 
 
 def _contexts(infos: Sequence[Info]) -> str:
