@@ -79,8 +79,6 @@ class LookaheadSession(DraftSession):
     def observe_choices(
         self, proposal: Proposal, acceptance: Acceptance, num_accepted: Sequence[int], choices: Tensor
     ) -> None:
-        if not proposal.num_nodes:
-            return  # nothing was asked for: the windows stand as they were
         for row, answers in zip(self._rows, choices.tolist(), strict=True):
             behind = [answers[end + 1] for end in row.ends]
             row.window.advance(row.root, [a if a >= 0 else None for a in behind], row.pool)
