@@ -172,14 +172,17 @@ def test_rounds_without_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Now(FixedLength):
         def choose(self) -> int:
-            return next(asked)
+            calls.append(next(asked))
+            return calls[-1]
 
+    calls: list[int] = []
     monkeypatch.setattr(decode, "AutoSwitch", Now)
     target, inputs = tiny("llama"), prompts(3)
     asked = itertools.cycle([0, 6, 0, 0, 6, 6])
     out = generate(target, inputs, specdec.LookaheadDrafter(4, 4, 3), num_draft_tokens="auto")
     assert torch.equal(out.sequences, target.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False))
     assert out.speculation.drafted > 0
+    assert calls.count(0) > 2, "it is asked each round whether to draft"
 
 
 @pytest.mark.parametrize(
