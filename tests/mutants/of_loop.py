@@ -334,9 +334,23 @@ CONTROLLER = [
     Mutant(
         "no account is kept of what drafting has lost",
         "controller.py",
-        "self._account.add(lost)",
-        "pass",
+        "depth, width, tokens, draft_seconds, step_seconds)\n        self._account.add(lost)",
+        "depth, width, tokens, draft_seconds, step_seconds)",
         ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "a drafter of one depth drafts on, whatever it has lost",
+        "controller.py",
+        "return self._depth if self._account.allows(max(0.0, self._loss)) else 0",
+        "return self._depth",
+        ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "a drafter of one depth is never asked whether it pays",
+        "decode.py",
+        "else AutoSwitch(min(",
+        "else FixedLength(min(",
+        ["tests/drafters/test_lookahead.py::test_rounds_without_drafts"],
     ),
     Mutant(
         "a processor's NaN is laid to the drafter",
