@@ -119,7 +119,30 @@ class _Account:
         return self.lost + expected <= self.LIMIT
 
 
-class AutoLength:
+class _Measured:
+    """What every choice by measurement rests on: costs, the account, and how long ago a plain step was timed."""
+
+    def __init__(self) -> None:
+        self._costs = Costs()
+        self._account = _Account()
+        self._since_plain = 0  # rounds
+
+    def _note(
+        self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
+    ) -> float:
+        """Takes note of a round; returns what it lost, in plain steps."""
+        tokens = 1 + sum(accepted) / len(accepted)
+        lost = self._costs.add(len(drafted), max(drafted), width, tokens, draft_seconds, step_seconds)
+        self._account.add(lost)
+        self._since_plain = 0 if width == 1 else self._since_plain + 1
+        return lost
+
+    def _wants_plain(self, check: int) -> bool:
+        """A plain step is to be timed: there is none to compare with, or the last is `check` rounds ago."""
+        return self._costs.needs_plain or self._since_plain >= check
+
+
+class AutoLength(_Measured):
     """Maximises expected tokens per second; stops drafting when nothing pays, and tries again now and then.
 
     Expected tokens of depth k: 1 + a_1 + a_1 a_2 + ..., with a_d the conditional acceptance at depth d. Cost: k drafted
@@ -139,15 +162,13 @@ class AutoLength:
     _MUCH = 1.4
 
     def __init__(self, start: int = 3) -> None:
+        super().__init__()
         self._acceptance = _Acceptance()
-        self._costs = Costs()
-        self._account = _Account()
         self._refed = 0.0  # decayed mean of the tokens that windows hold beside depth + 1
         self._best, self._gain = start, 1.0  # the chosen depth, and its tokens a second over plain decoding's
         self._pause = self._FIRST_PAUSE
         self._wait = 0
         self._most = MAX_DRAFT_TOKENS  # one behind a pause, doubled by each round of which something is accepted
-        self._since_plain = 0  # rounds
         self._asked = 0
 
     def choose(self) -> int:
@@ -157,7 +178,7 @@ class AutoLength:
     def _next(self) -> int:
         is_sure = self._gain > self._MUCH and self._costs.num_plain > 1
         check = self._RARE_CHECK if is_sure else self._CHECK
-        if self._costs.needs_plain or self._since_plain >= check:
+        if self._wants_plain(check):
             return 0
         if self._wait > 0:
             self._wait -= 1
@@ -182,10 +203,8 @@ class AutoLength:
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
-        depth, tokens = max(drafted), 1 + sum(accepted) / len(accepted)
-        lost = self._costs.add(len(drafted), depth, width, tokens, draft_seconds, step_seconds)
-        self._account.add(lost)
-        self._since_plain = 0 if width == 1 else self._since_plain + 1
+        self._note(drafted, accepted, width, draft_seconds, step_seconds)
+        depth = max(drafted)
         if depth:
             self._refed += 0.05 * (width - depth - 1 - self._refed)
             self._acceptance.add(drafted, accepted)
@@ -213,7 +232,7 @@ class AutoLength:
         return best, gain
 
 
-class AutoSwitch:
+class AutoSwitch(_Measured):
     """All of a depth that is the drafter's own, or nothing: for proposals most of which are not there to be accepted.
 
     There is nothing to choose from but whether to draft, so the account alone decides (`_Account`): drafts go on while
@@ -228,23 +247,18 @@ class AutoSwitch:
     _NEWEST = 0.3  # weight of the last round in the mean
 
     def __init__(self, depth: int) -> None:
+        super().__init__()
         self._depth = depth
-        self._costs = Costs()
-        self._account = _Account()
         self._loss = 0.0  # decayed mean of what a round with drafts lost, in plain steps
-        self._since_plain = 0  # rounds
 
     def choose(self) -> int:
-        if self._costs.needs_plain or self._since_plain >= self._CHECK:
+        if self._wants_plain(self._CHECK):
             return 0
         return self._depth if self._account.allows(max(0.0, self._loss)) else 0
 
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
     ) -> None:
-        tokens = 1 + sum(accepted) / len(accepted)
-        lost = self._costs.add(len(drafted), max(drafted), width, tokens, draft_seconds, step_seconds)
-        self._account.add(lost)
-        self._since_plain = 0 if width == 1 else self._since_plain + 1
+        lost = self._note(drafted, accepted, width, draft_seconds, step_seconds)
         if width > 1:
             self._loss += self._NEWEST * (lost - self._loss)
