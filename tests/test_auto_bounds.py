@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, AutoSwitch
+from specdec.controller import MAX_DRAFT_TOKENS, AutoLength, AutoSwitch, Controller
 
 TOKENS = 512
 PROMPT = 128
@@ -85,6 +85,7 @@ def decode(
     seed: int = 0,
     stall: Callable[[int], float] = lambda _: 1.0,
     clock: Callable[[float], Machine] | None = None,
+    controller: Controller | None = None,
 ) -> Call:
     """Drives the controller through a text.
 
@@ -92,8 +93,9 @@ def decode(
         accepts: of the place in the text and the row, whether the draft is right there.
         stall: how many times longer a round is seen to take, by its number; not counted in the speed.
         clock: the machine by the place in the text, where it changes.
+        controller: an `AutoLength` if it is not another.
     """
-    controller, generator = AutoLength(), random.Random(seed)
+    controller, generator = controller or AutoLength(), random.Random(seed)
     asked, written, seconds, plain, behind, drafted, ends = [], 0.0, 0.0, 0.0, float(PROMPT), 0, []
     while written < tokens:
         now = machine if clock is None else clock(written)
@@ -267,46 +269,22 @@ def test_where_nothing_is_found_the_same_is_asked_for() -> None:
     assert asked == [0] + [3] * 11
 
 
-@dataclass(frozen=True)
-class Wide:
-    """A drafter of one depth whose proposals are wide: seconds of a plain step are 1."""
-
-    step: float  # of all of it
-    draft: float
-    accepted: float  # tokens a round, in the mean
+def wide(step: float) -> Machine:
+    """Of a drafter with a depth of its own, 6: a step over all of its proposal, which costs 0.1."""
+    return Machine({1: 1.0, 7: step}, 0.1 / 6)
 
 
-def switched(wide: Wide, tokens: int = TOKENS, noise: float = 0.05, seed: int = 0) -> Call:
-    """Drives the controller of drafters with a depth of their own through a text."""
-    controller, generator = AutoSwitch(6), random.Random(seed)
-    asked, written, seconds, drafted, ends = [], 0.0, 0.0, 0, []
-    while written < tokens:
-        k = controller.choose()
-        assert k in (0, 6)
-        count = 0
-        if k:
-            whole = int(wide.accepted)
-            count = whole + (generator.random() < wide.accepted - whole)
-        draft = wide.draft * generator.uniform(1 - noise, 1 + noise) if k else 0.0
-        step = (wide.step if k else 1.0) * generator.uniform(1 - noise, 1 + noise)
-        controller.record([k], [count], 1 + 4 * k, draft, step)
-        written, seconds = written + 1 + count, seconds + draft + step
-        drafted += k
-        asked.append(k)
-        ends.append(written)
-    return Call(asked, written / seconds, drafted, ends)
-
-
-@pytest.mark.parametrize("accepted", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.3])
 @pytest.mark.parametrize("step", [1.5, 2.5, 4.0])
-def test_a_wide_draft_that_does_not_pay_loses_less_than_a_twentieth(step: float, accepted: float) -> None:
-    call = switched(Wide(step, 0.1, accepted))
+def test_a_wide_draft_that_does_not_pay_loses_less_than_a_twentieth(step: float, alpha: float) -> None:
+    call = decode(wide(step), by_chance(alpha, 1), controller=AutoSwitch(6))
     assert call.speed > 0.95
+    assert set(call.asked[:-6]) == {0, 6}
     assert any(call.asked[200:]), "it is tried again now and then"
 
 
-@pytest.mark.parametrize(("step", "accepted"), [(1.2, 1.0), (1.5, 2.0), (2.5, 3.0)])
-def test_a_wide_draft_that_pays_is_used(step: float, accepted: float) -> None:
-    call = switched(Wide(step, 0.1, accepted))
-    assert call.speed > 0.95 * (1 + accepted) / (step + 0.1)
-    assert sum(k == 0 for k in call.asked) <= 1 + len(call.asked) / 32
+@pytest.mark.parametrize(("step", "alpha"), [(1.2, 0.5), (1.5, 0.7), (2.5, 0.8)])
+def test_a_wide_draft_that_pays_is_used(step: float, alpha: float) -> None:
+    call = decode(wide(step), by_chance(alpha, 1), controller=AutoSwitch(6))
+    assert call.speed > 0.95 * wide(step).fixed(alpha, 6)
+    assert sum(k == 0 for k in call.asked[:-1]) <= 1 + len(call.asked) / 32, "the last token has no room for drafts"
