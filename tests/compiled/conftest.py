@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import traced
+from stand_in import StandIn
 
-from specdec.compiled import choose, sampled
+from specdec.compiled import build, choose, sampled, support
 
 
 @pytest.fixture
@@ -28,3 +29,17 @@ def _nothing_is_known(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
     yield
     choose._known.clear()
     choose._warned.clear()
+
+
+@pytest.fixture
+def compiler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing depends on what is installed."""
+    monkeypatch.setattr(support, "get_cpp_compiler", lambda: "g++")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    compiler = StandIn()
+    monkeypatch.setattr(build, "build", compiler.build)
+    monkeypatch.setattr(build, "load", compiler.load)
+    return compiler

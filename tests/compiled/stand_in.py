@@ -1,0 +1,66 @@
+"""A package that is not compiled: the uncompiled step stands in for it, and a file with a number for its file."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from models import prompts
+from torch import Tensor
+
+import specdec
+from specdec.compiled import Store
+from specdec.compiled.graph import StepGraph
+from specdec.compiled.store import describe
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+NEW = 8
+
+
+@dataclass
+class StandIn:
+    """In place of the compiler: a package is a file with a number, and runs the uncompiled step."""
+
+    builds: int = 0
+    loads: int = 0
+    runs: int = 0
+    fails: Exception | None = None  # what building raises
+    spoil: Callable[..., Any] = lambda *outputs: outputs  # what the graph gives instead
+    steps: dict[str, StepGraph] = field(default_factory=dict)
+
+    def build(self, runner: Any, shapes: Any, store: Store, key: str) -> tuple[Any, pathlib.Path]:
+        self.builds += 1
+        if self.fails is not None:
+            raise self.fails
+        file = store.temporary(key)
+        file.write_text(str(self.builds))
+        self.steps[file.read_text()] = StepGraph(runner)
+        return describe(key, type(runner.model).__name__, file, 1.0, list(shapes)), file
+
+    def load(self, file: pathlib.Path) -> Any:
+        self.loads += 1
+        step = self.steps[file.read_text()]
+
+        def run(inputs: list[Tensor]) -> Outputs:
+            self.runs += 1
+            with torch.no_grad():
+                return self.spoil(*step(*inputs[:6], inputs[6:]))
+
+        return run
+
+
+def decode(model: Any, compile: Any = True, batch_size: int = 1, num_new: int = NEW, **arguments: Any) -> Any:
+    """A greedy call whose output is the model's own."""
+    inputs = {**prompts(batch_size), "max_new_tokens": num_new}
+    out = specdec.generate(model, **inputs, **arguments, compile=compile, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, model.generate(**inputs, do_sample=False))
+    return out
+
+
+def reason(model: Any, compile: Any = True, **arguments: Any) -> str:
+    """How the call ran its target: "compiled", or why not."""
+    words: str = decode(model, compile, **arguments).speculation.graphs.roles["target"]
+    return words
