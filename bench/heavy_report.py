@@ -111,7 +111,7 @@ def _never(infos: Sequence[Info]) -> str:
                     info["dtype"],
                     side if is_fixed else f"{side}, auto",
                     f"**{ratio}**" if missed else ratio,
-                    spread(own.get("by_rounds")),
+                    spread(own["by_rounds"]),
                     f"{own['acceptance_rate']:.2f}",
                     f"{own['drafted']}",
                     " ".join(f"{asked:.1f}" for asked in own["asked"][:5]),

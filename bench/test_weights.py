@@ -31,14 +31,15 @@ from bench.conftest import Settings
 from bench.constructed import FREE, Reading, TextDrafter, assisted, heavy, spoiled
 from bench.forward_cost import forward_of, measure
 from bench.harness import Comparison, Outcome
+from bench.peers.sides import PAUSE_SECONDS
+from bench.peers.workers.wire import Text
 from bench.weights import graph_of
-from bench.weights_peer import Vllm, vllm
+from bench.weights_peer import vllm
 from specdec.target import ModelRunner
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FEW = (0.7, 0.9)
 CASES = {"batch 1": (1, 128), "batch 4": (4, 128), "batch 8": (8, 128), "context 1024": (1, 1024)}
-PAUSE_SECONDS = 0.3  # before another process's engine: threads of the side before have stopped spinning
 COSTS = (0.0, 0.1)  # of a drafted token, in reads of the target's weights
 
 
@@ -69,7 +70,14 @@ class Sides:
     """All ways to decode the texts, at one acceptance after another."""
 
     def __init__(
-        self, plain: Made, graph: Made, tokens: int, k: int, cost: Reading, vocab_size: int, peers: dict[str, Vllm]
+        self,
+        plain: Made,
+        graph: Made,
+        tokens: int,
+        k: int,
+        cost: Reading,
+        vocab_size: int,
+        peers: dict[str, Callable[[], Text]],
     ) -> None:
         self.plain, self.graph, self.tokens, self.k = plain, graph, tokens, k
         self.cost, self.vocab_size, self.peers = cost, vocab_size, peers
@@ -87,13 +95,13 @@ class Sides:
         sides |= {f"vLLM {dtype}": self._vllm(engine) for dtype, engine in self.peers.items()}
         return sides
 
-    def _vllm(self, engine: Vllm) -> Callable[[float], Outcome]:
+    def _vllm(self, engine: Callable[[], Text]) -> Callable[[float], Outcome]:
         expected = self.plain.texts[0][self.plain.ids.shape[1] :]
 
         def run(_: float) -> Outcome:
             sleep(PAUSE_SECONDS)
-            text, seconds = engine.text()
-            return Outcome(len(text), {"right": text == expected}, seconds)
+            text = engine()
+            return Outcome(len(text.tokens), {"right": text.tokens == expected}, text.seconds)
 
         return run
 

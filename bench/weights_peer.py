@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,32 +14,14 @@ from transformers import PreTrainedModel
 
 import specdec
 from bench.peers.catalogue import PEERS, interpreters
-from bench.peers.client import Worker
-from bench.peers.workers.wire import Ask, Load
+from bench.peers.client import worker_of
+from bench.peers.workers.wire import Ask, Load, Text
 
 DTYPES = ("float32", "bfloat16")
 
 
-class Vllm:
-    """One loaded engine.
-
-    Args:
-        worker: that has loaded the model.
-        ids: [1, T] the prompt.
-        new_tokens: of its text.
-    """
-
-    def __init__(self, worker: Worker, ids: Tensor, new_tokens: int) -> None:
-        self._worker, self._ask = worker, Ask(ids[0].tolist(), new_tokens, 0.0, 0)
-
-    def text(self) -> tuple[list[int], float]:
-        """The new tokens, and the engine's own seconds."""
-        text = self._worker.generate(self._ask)
-        return text.tokens, text.seconds
-
-
 @contextmanager
-def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> Iterator[dict[str, Vllm]]:
+def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> Iterator[dict[str, Callable[[], Text]]]:
     """vLLM on the same weights, by dtype, loaded and warmed; nothing where no interpreter is named.
 
     Args:
@@ -54,14 +37,13 @@ def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> 
     target = folder / "target"
     model.save_pretrained(target)
     specdec.bundled_pair()[2].save_pretrained(target)
-    threads = torch.get_num_threads()
-    variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **PEERS["vllm"].environment(python)}
+    threads, context = torch.get_num_threads(), ids.shape[1] + new_tokens
+    ask = Ask(ids[0].tolist(), new_tokens, temperature=0.0, seed=0)
+    found = {}
     with ExitStack() as stack:
-        found = {}
         for dtype in DTYPES:
-            worker = stack.enter_context(Worker(PEERS["vllm"].command(python), folder / f"{dtype}.log", variables))
-            context = ids.shape[1] + new_tokens
+            worker = stack.enter_context(worker_of(PEERS["vllm"], python, threads, folder / f"{dtype}.log"))
             worker.load(Load("plain", str(target), "", dtype, threads, 0, 0, 0, context, str(folder)))
-            found[dtype] = Vllm(worker, ids, new_tokens)
-            found[dtype].text()
+            found[dtype] = partial(worker.generate, ask)
+            found[dtype]()
         yield found

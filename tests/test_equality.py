@@ -7,6 +7,7 @@ drafted by a noisy copy of the target and by matching n-grams. float64, so that 
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -39,13 +40,8 @@ def settings() -> list[Any]:
     """(case, batch size, mode, drafter), as far as they differ; what adds least is left to the long run."""
     return [
         pytest.param(*one, marks=pytest.mark.long if _adds_little(*one) else ())
-        for name, case in CASES.items()
-        for batch_size in BATCHES
-        for mode in MODES
-        for drafter in DRAFTERS
-        for one in [(name, batch_size, mode, drafter)]
-        if not (mode == "drawn" and name in BEHIND)
-        and (drafter == "model" or _differs(case, batch_size, mode, name in PROCESSORS))
+        for one in product(CASES, BATCHES, MODES, DRAFTERS)
+        if _differs(*one)
     ]
 
 
@@ -55,11 +51,12 @@ def _adds_little(name: str, batch_size: int, mode: str, drafter: str) -> bool:
     return alone or (mode == "coupled" and (drafter == "ngram" or name not in (*PROCESSORS, *BEHIND)))
 
 
-def _differs(case: Case, batch_size: int, mode: str, is_processor: bool) -> bool:
-    """Whether it is worth the time to draft with n-grams as well: forbidden and unlikely drafts, in a batch."""
-    return (
-        batch_size > 1 and not case.speculates_by_itself and (mode == "greedy" or (mode == "coupled" and is_processor))
-    )
+def _differs(name: str, batch_size: int, mode: str, drafter: str) -> bool:
+    """Something is left to choose; and n-grams, which are forbidden or unlikely, draft where it is worth the time."""
+    if mode == "drawn" and name in BEHIND:
+        return False
+    worth = mode == "greedy" or (mode == "coupled" and name in PROCESSORS)
+    return drafter == "model" or (batch_size > 1 and not CASES[name].speculates_by_itself and worth)
 
 
 def call(case: Case, batch_size: int, mode: str) -> dict[str, Any]:

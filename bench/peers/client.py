@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bench.peers.catalogue import Peer
 from bench.peers.workers.wire import Ask, Load, Loaded, Text
 
 LOAD_SECONDS, GENERATE_SECONDS, QUIT_SECONDS = 900.0, 300.0, 10.0
@@ -131,3 +132,14 @@ class Worker:
     def _said(self, what: str) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
         return what + (f"; the end of {self._log}:\n  " + "\n  ".join(lines) if lines else "")
+
+
+def worker_of(peer: Peer, python: str, threads: int, log: Path) -> Worker:
+    """The peer's worker, started in its environment: so many threads, and nothing from the network.
+
+    Args:
+        python: the interpreter of the environment.
+        log: as for `Worker`.
+    """
+    variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return Worker(peer.command(python), log, variables | peer.environment(python))

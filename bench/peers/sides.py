@@ -15,7 +15,7 @@ from typing import Self
 import specdec
 from bench.harness import Outcome
 from bench.peers.catalogue import MODES, PEERS
-from bench.peers.client import PeerError, Worker
+from bench.peers.client import PeerError, worker_of
 from bench.peers.workers.wire import Ask, Load, Loaded, Text
 from bench.sides import Batch, Sides
 from specdec.bundled import bundled_dir
@@ -136,10 +136,8 @@ class Peers:
         return sides
 
     def _side(self, name: str, python: str, mode: str) -> Side:
-        peer, threads = PEERS[name], str(self._asked.threads)
-        variables = {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        log = self._logs / f"{name}-{mode}.log"
-        worker = self._stack.enter_context(Worker(peer.command(python), log, variables | peer.environment(python)))
+        peer, log = PEERS[name], self._logs / f"{name}-{mode}.log"
+        worker = self._stack.enter_context(worker_of(peer, python, self._asked.threads, log))
         load = Load(**vars(self._asked) | {"mode": mode})
         self.loaded[f"{peer.title} {mode}"] = worker.load(load)
 
