@@ -15,8 +15,6 @@ from transformers_suite.sides import Side, Writer
 import specdec
 
 LLAMA_LIKE = ("qwen3", "phi3")  # to generate() another llama: left to the long run
-
-
 CONTROL = pytest.param("control", marks=pytest.mark.long)  # says something of transformers and of the test only
 
 
