@@ -119,6 +119,7 @@ class Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
             raise PeerError(self._said(f"no answer to {request['do']!r} within {seconds:.0f} s")) from None
         if line is None:
+            self._lines.put(None)  # it stays so: the next request may still be written before its pipe breaks
             raise PeerError(self._said("the worker has ended"))
         try:
             answer = json.loads(line)

@@ -58,6 +58,18 @@ def test_a_death_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
             peer.generate(Ask([1], 1, 0.0, 0))
 
 
+def test_one_that_ended_stays_so_though_requests_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dying process closes its ends one after the other."""
+    monkeypatch.setattr(client, "GENERATE_SECONDS", 20.0)
+    goes = [sys.executable, "-S", "-c", "import os, time; input(); os.close(1); time.sleep(60)"]
+    with Worker(goes, tmp_path / "log", {}) as peer:
+        for _ in range(2):
+            with pytest.raises(PeerError, match="the worker has ended"):
+                peer.generate(Ask([1], 1, 0.0, 0))
+
+
 def test_no_answer_in_time_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with worker(tmp_path) as peer:
         monkeypatch.setattr(client, "LOAD_SECONDS", 0.5)
