@@ -18,8 +18,17 @@ def test_python_blocks_run(page: pathlib.Path) -> None:
         exec(compile(block, str(page), "exec"), names)
 
 
+def anchors(page: pathlib.Path) -> set[str]:
+    """What GitHub calls a page's headings in links."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_relative_links_and_pictures_exist() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "drafts").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
-            if "://" not in link:
-                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    for page in [*ROOT.glob("*.md"), *(p for name in ("docs", "drafts", "bench") for p in (ROOT / name).rglob("*.md"))]:
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+            if "://" in link:
+                continue
+            linked = page.parent / link if link else page
+            assert linked.exists(), f"{page.name} links to {link}"
+            assert not anchor or anchor in anchors(linked), f"{page.name} links to {link}#{anchor}"
