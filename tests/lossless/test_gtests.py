@@ -34,13 +34,14 @@ def decode(
     coins: type[KeyedCoins],
     n: int = NUM_SAMPLES,
     seed: int = SEED,
+    first: int = 0,
 ) -> Tensor:
-    """`length` tokens of each of n requests, round after round: [n] their code in base V."""
+    """`length` tokens of each of n requests, numbered from `first`, round after round: [n] their code in base V."""
     context = torch.zeros(n, dtype=torch.int64)
     reached = torch.zeros(n, dtype=torch.int64)
     for begun in range(length):
         rows = (reached == begun).nonzero().squeeze(1)
-        dice = coins(seed, rows, torch.full_like(rows, begun))
+        dice = coins(seed, first + rows, torch.full_like(rows, begun))
         room = length - begun - 1
         proposal = propose(q, context[rows], begun, room, dice) if room else Proposal.empty(len(rows), rows.device)
         acceptance = rule(_at_nodes(p, context[rows], begun, proposal), proposal, dice)
