@@ -13,10 +13,11 @@ import transformers
 import specdec
 from bench import axes
 from bench.outcome import Collected, finish
-from bench.settings import Models, Settings
+from bench.settings import BUNDLED, Models, Settings
 
 __all__ = ["Settings"]
 
+_OF_ANY_PAIR = ("test_axes.py", "test_compiled.py", "test_generate.py", "test_strategies.py")
 _COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 _SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
@@ -39,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, default=3, help="passes over all prompts by every side (default 3)")
     group.addoption("--threads", type=int, default=2, help="torch threads (default 2)")
     group.addoption("--weights-size", default="170M", help="target of test_weights.py: small, 170M or 300M")
+    group.addoption("--weights-dtype", default="bfloat16", help="of its compiled sides (default bfloat16)")
     group.addoption("--dtypes", default="bfloat16,float32", help="comma-separated (default bfloat16,float32)")
     group.addoption("--axes", default=",".join(axes.AXES), help=f"of test_axes.py (default {','.join(axes.AXES)})")
     group.addoption("--report-dir", help="writes report.md, report.json and report.png there")
@@ -96,6 +98,11 @@ def _record(request: pytest.FixtureRequest) -> Iterator[None]:
     if "benchmark" not in request.fixturenames:
         yield
         return
+    models = request.getfixturevalue("settings").models
+    if models != BUNDLED and request.path.name not in _OF_ANY_PAIR:
+        pytest.skip(
+            "measures the bundled pair or models of its own, on a CPU: leave out --target, --draft and --device"
+        )
     if not request.config.getoption("--benchmark-enable"):
         pytest.skip("the project's settings switch timing off: pass --benchmark-enable")
     benchmark: Any = request.getfixturevalue("benchmark")

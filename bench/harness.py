@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from statistics import median
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -49,6 +50,11 @@ class Ratio:
     def of(cls, values: Sequence[float]) -> Ratio:
         return cls(median(values), min(values), max(values))
 
+    @property
+    def spread(self) -> list[float]:
+        """As records keep it."""
+        return [self.median, self.low, self.high]
+
 
 @dataclass(slots=True)
 class Comparison(Generic[Item]):
@@ -87,19 +93,22 @@ class Comparison(Generic[Item]):
         """
         others = [side for side in self.sides if side != main]
         schedule = [(item, round_) for round_ in range(rounds) for item in range(len(self.items))]
-        upcoming = iter(schedule)
+        upcoming, order = iter(schedule), Random(0)
         for side in self.sides if rounds > 1 else ():
             self.sides[side](self.items[0])  # warm: code paths, allocator, caches
         gc.collect()
 
         def setup() -> tuple[tuple[str, int, int], dict[str, Any]]:
             item, round_ = next(upcoming)
-            turn = (item + round_) % max(1, len(others))
-            for side in others[turn:] + others[:turn]:
+            for side in order.sample(others, len(others)):  # no side always behind the same other
                 self.run(side, item, round_)
             return (main, item, round_), {}
 
         benchmark.pedantic(self.run, setup=setup, rounds=len(schedule), iterations=1)
+
+    def of(self, item: int) -> list[Run]:
+        """The runs of one item."""
+        return [r for r in self.runs if r.item == item]
 
     def rates(self, side: str, item: int | None = None) -> list[float]:
         """Work per second of each round, over all items or one."""

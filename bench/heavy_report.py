@@ -1,22 +1,17 @@
-"""Tables of test_weights, test_never_slower, test_long_context and test_acceptance_cost, from pytest-benchmark's JSON.
-
-python -m bench.heavy_report out.json [more.json ...] > tables.md
-"""
+"""Tables of test_weights, test_never_slower, test_long_context and test_acceptance_cost, for `bench.report`."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.markdown import spread, table
+from bench.markdown import equal_texts, spread, table
 
 Info = dict[str, Any]
 
 
-def report(infos: Sequence[Info]) -> str:
-    """All tables that the records give."""
+def parts(infos: Sequence[Info]) -> list[str]:
+    """A heading, the circumstances and the tables of each kind that is among the records."""
     makers = {
         "weights": _weights,
         "never slower": _never,
@@ -24,18 +19,18 @@ def report(infos: Sequence[Info]) -> str:
         "peak memory": _peaks,
         "acceptance": _acceptance,
     }
-    parts = []
+    found = []
     for kind, make in makers.items():
-        chosen = [info for info in infos if info.get("kind") == kind]
+        chosen = [info for info in infos if info["kind"] == kind]
         if chosen:
             first = chosen[0]
-            parts += [
+            found += [
                 f"### {kind.capitalize()}",
                 f"{first['threads']} threads on {first['cpus']} CPUs; torch {first['torch']}, transformers "
                 f"{first['transformers']}; {first['new_tokens']} new tokens, {first['rounds']} rounds.",
                 make(chosen),
             ]
-    return "\n\n".join(parts) + "\n"
+    return found
 
 
 def _weights(infos: Sequence[Info]) -> str:
@@ -44,41 +39,57 @@ def _weights(infos: Sequence[Info]) -> str:
     for info in infos:
         k = info["k"]
         for row in info["rows"]:
-            ratios, formula = row["ratios"], row["formula"]
+            ratios = row["ratios"]
+            formulas = {
+                how: f"({row['formula'][how]:.2f}; {row['formula_of_accepted'][how]:.2f})" for how in row["formula"]
+            }
             rows.append(
                 [
-                    info["case"],
+                    _case(info),
                     f"{info['draft_cost']}",
                     f"{row['acceptance']}",
-                    f"{spread(ratios[f'eager k={k} / eager'])} ({formula['eager']:.2f})",
-                    f"{spread(ratios[f'compiled k={k} / compiled'])} ({formula['compiled']:.2f})",
+                    f"{spread(ratios[f'eager k={k} / eager'])} {formulas['eager']}",
+                    f"{spread(ratios[f'compiled k={k} / compiled'])} {formulas['compiled']}",
                     f"{spread(ratios['compiled auto / compiled'])}, {row['auto_drafted']:.1f} drafted",
                     spread(ratios["compiled / transformers"]),
                     spread(ratios[f"compiled k={k} / transformers"]),
                     spread(ratios.get(f"compiled k={k} / assisted k={k}")),
                     spread(ratios.get(f"assisted k={k} / transformers")),
                     f"{row['tokens_per_second'][f'compiled k={k}']:.1f}",
+                    equal_texts(_ours(row["texts"])),
                 ]
             )
     columns = (
-        "case|draft's cost|acceptance|eager k over eager plain (formula)|compiled k over compiled plain (formula)|"
+        "case, compiled in|draft's cost|acceptance|eager k over eager plain (formula by chance; by what was accepted)|"
+        "compiled k over compiled plain (the same)|"
         "compiled auto over compiled plain|compiled plain over transformers|compiled k over transformers|"
-        "compiled k over transformers' assisted|assisted over transformers|compiled k, tokens/s"
+        "compiled k over transformers' assisted|assisted over transformers|compiled k, tokens/s|"
+        "texts of ours equal to the model's"
     )
     steps = [
-        [info["case"], f"{info['draft_cost']}", how, *(f"{ms:.1f}" for ms in pair), f"{pair[1] / pair[0]:.2f}"]
+        [_case(info), f"{info['draft_cost']}", how, *(f"{ms:.1f}" for ms in pair), f"{pair[1] / pair[0]:.2f}"]
         for info in infos
         for how, pair in info["step_milliseconds"].items()
     ]
-    tables = [table(columns, rows), table("case|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)]
+    tables = [table(columns, rows), table("case, compiled in|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)]
     return "\n\n".join([*tables, *_over_vllm(infos)])
+
+
+def _case(info: Info) -> str:
+    return f"{info['case']}, {info['graph_dtype']}"
+
+
+def _ours(texts: dict[str, dict[str, int]]) -> dict[str, int]:
+    """The counts of all sides of ours together."""
+    ours = [counts for side, counts in texts.items() if side.startswith(("eager", "compiled"))]
+    return {name: sum(counts[name] for counts in ours) for name in ours[0]}
 
 
 def _over_vllm(infos: Sequence[Info]) -> list[str]:
     """A line an acceptance and dtype of vLLM's, where it took part."""
     rows = [
         [
-            info["case"],
+            _case(info),
             f"{row['acceptance']}",
             peer,
             f"{row['tokens_per_second'][peer]:.1f}",
@@ -89,7 +100,10 @@ def _over_vllm(infos: Sequence[Info]) -> list[str]:
         for peer in row["tokens_per_second"]
         if peer.startswith("vLLM")
     ]
-    columns = "case|acceptance|vLLM, plain|its tokens/s|compiled plain over it|compiled k over it|compiled auto over it"
+    columns = (
+        "case, compiled in|acceptance|vLLM, plain|its tokens/s|compiled plain over it|compiled k over it|"
+        "compiled auto over it"
+    )
     return [table(columns, rows)] if rows else []
 
 
@@ -104,7 +118,7 @@ def _never(infos: Sequence[Info]) -> str:
             note = ""
             if side == "perfect" and info["perfect_over_ideal"] is not None:
                 share = info["perfect_over_ideal"]
-                note = f"{share:.2f} of the best fixed" + (" **missed**" if share < perfect_goal else "")
+                note = f"{spread(share)} of the best fixed" + (" **missed**" if share[0] < perfect_goal else "")
             rows.append(
                 [
                     info["name"],
@@ -115,10 +129,14 @@ def _never(infos: Sequence[Info]) -> str:
                     f"{own['acceptance_rate']:.2f}",
                     f"{own['drafted']}",
                     " ".join(f"{asked:.1f}" for asked in own["asked"][:5]),
+                    equal_texts(own["texts"]),
                     note,
                 ]
             )
-    columns = "target|dtype|draft|over plain|over its own plain steps|acceptance rate|drafted|asked, by quarter|"
+    columns = (
+        "target|dtype|draft|over plain|over its own plain steps|acceptance rate|drafted|asked, by quarter|"
+        "texts equal to plain|"
+    )
     return table(columns, rows)
 
 
@@ -177,17 +195,3 @@ def _acceptance(infos: Sequence[Info]) -> str:
             ]
         )
     return table("|dtype|shape|ms before / now / plain read|times as fast|of the read's speed|read, GB/s", rows)
-
-
-def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m bench.heavy_report out.json [more.json ...]")
-    infos: list[Info] = []
-    for path in sys.argv[1:]:
-        with open(path, encoding="utf-8") as file:
-            infos += [benchmark["extra_info"] for benchmark in json.load(file)["benchmarks"]]
-    print(report(infos), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> str:
@@ -27,3 +27,18 @@ def spread(values: Sequence[float] | None) -> str:
         '1.50 [1.25-2.00]'
     """
     return "" if values is None else f"{values[0]:.2f} [{values[1]:.2f}-{values[2]:.2f}]"
+
+
+def equal_texts(counts: Mapping[str, int] | None) -> str:
+    """`bench.texts.Judge.count`'s; nothing where nothing was compared.
+
+    Example:
+        >>> equal_texts({"texts": 8, "equal": 6, "near_ties": 2, "others": 0})
+        '6/8, 2 by near-ties'
+    """
+    if counts is None:
+        return ""
+    parts = [f"{counts['equal']}/{counts['texts']}"]
+    parts += [f"{counts['near_ties']} by near-ties"] if counts["near_ties"] else []
+    parts += [f"**{counts['others']} others**"] if counts["others"] else []
+    return ", ".join(parts)

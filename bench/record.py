@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,11 +13,7 @@ from bench.harness import Comparison
 from bench.prompts import Batch
 from bench.settings import Settings
 from bench.sides import Engine, Generated
-from specdec.arbitrate import first_divergence
-
-
-class UnequalWorkError(AssertionError):
-    """Sides that should have written the same text did not, so that their times do not compare."""
+from bench.texts import Judge, Triple, UnequalWorkError, fail_if_others
 
 
 def describe(
@@ -35,6 +31,7 @@ def describe(
         kinds: of each item's prompts; with more than one the ratios are given by kind as well.
     """
     generating = [side for side in comparison.sides if isinstance(comparison.details(side)[0], Generated)]
+    judge = Judge(target)
     benchmark.extra_info |= settings.info() | {
         "kind": "generate",
         "dtype": str(target.dtype).removeprefix("torch."),
@@ -43,7 +40,7 @@ def describe(
         "prompts": len(comparison.items) * batch_size,
         "context": round(sum(_prompt_tokens(item) for item in comparison.items) / len(comparison.items)),
         "kinds": {kind: comparison_of(comparison, kinds or [], kind) for kind in dict.fromkeys(kinds or [])},
-        "sides": {side: _summary(comparison, side, target, greedy=temperature == 0) for side in generating},
+        "sides": {side: _summary(comparison, side, judge, greedy=temperature == 0) for side in generating},
         "ratios": [],
         "bounds": [],
     }
@@ -113,13 +110,8 @@ def fail_if_unequal(sides: Mapping[str, Mapping[str, Any]], ours: Sequence[str])
         equal = sides[side].get("rows_equal_to_plain")
         if equal is None:
             continue
-        differ = equal["rows"] - equal["equal"] - equal["near_ties"]
-        if differ:
-            raise UnequalWorkError(
-                f"{side} wrote other texts than target.generate() in {differ} of {equal['rows']} rows, and not by a "
-                "near-tie: its time is that of other work, and the output is wrong."
-            )
-        if equal["equal"] == equal["rows"] and sides[side]["tokens"] != sides["plain"]["tokens"]:
+        fail_if_others(side, equal)
+        if equal["equal"] == equal["texts"] and sides[side]["tokens"] != sides["plain"]["tokens"]:
             raise UnequalWorkError(
                 f"{side} wrote the same texts as target.generate() and {sides[side]['tokens']} tokens where that wrote "
                 f"{sides['plain']['tokens']}: tokens are counted wrongly."
@@ -130,25 +122,14 @@ def _prompt_tokens(batch: Batch) -> int:
     return batch["input_ids"].shape[1]
 
 
-def _equal_rows(comparison: Comparison[Batch], side: str, target: PreTrainedModel) -> dict[str, int]:
-    """Rows equal to plain decoding's, and how many of the others are near-ties, arbitrated in a wider dtype."""
-    counts = {"rows": 0, "equal": 0, "near_ties": 0}
-    runs = {(r.item, r.round): r.outcome.detail.rows for r in comparison.runs if r.side == side}
+def _triples(comparison: Comparison[Batch], side: str) -> Iterator[Triple]:
+    """Each row's prompt, the side's text, and plain decoding's of the same round."""
     plain = {(r.item, r.round): r.outcome.detail.rows for r in comparison.runs if r.side == "plain"}
-    known: dict[tuple[Any, ...], bool | None] = {}  # every round writes the same: a near-tie is arbitrated once
-    for (item, round_), rows in runs.items():
-        batch = comparison.items[item]
-        for row, (new, other) in enumerate(zip(rows, plain[item, round_], strict=True)):
-            key = (item, row, tuple(new), tuple(other))
-            if key not in known:
-                prompt = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
-                found = first_divergence(target, prompt, new, other)
-                is_prefix = found is None and len(new) != len(other)
-                known[key] = False if is_prefix else None if found is None else found.is_near_tie
-            counts["rows"] += 1
-            counts["equal"] += known[key] is None
-            counts["near_ties"] += known[key] is True
-    return counts
+    for run in comparison.runs:
+        if run.side == side:
+            batch = comparison.items[run.item]
+            for row, (new, other) in enumerate(zip(run.outcome.detail.rows, plain[run.item, run.round], strict=True)):
+                yield batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist(), new, other
 
 
 def _stats(calls: Sequence[Generated]) -> specdec.SpeculationStats | None:
@@ -156,7 +137,7 @@ def _stats(calls: Sequence[Generated]) -> specdec.SpeculationStats | None:
     return sum(stats, specdec.SpeculationStats()) if stats else None
 
 
-def _summary(comparison: Comparison[Batch], side: str, target: PreTrainedModel, greedy: bool) -> dict[str, Any]:
+def _summary(comparison: Comparison[Batch], side: str, judge: Judge, greedy: bool) -> dict[str, Any]:
     calls: list[Generated] = comparison.details(side)
     tokens = sum(len(row) for call in calls for row in call.rows)
     summary: dict[str, Any] = {
@@ -165,7 +146,7 @@ def _summary(comparison: Comparison[Batch], side: str, target: PreTrainedModel, 
         "target_forwards": sum(call.target_forwards for call in calls),
     }
     if greedy:  # rounding may tip a tie between two tokens, in bfloat16 above all
-        summary["rows_equal_to_plain"] = _equal_rows(comparison, side, target)
+        summary["rows_equal_to_plain"] = judge.count(_triples(comparison, side))
     total = _stats(calls)
     if total is not None:
         summary["acceptance_rate"], summary["acceptance_length"] = total.acceptance_rate, total.acceptance_length

@@ -1,6 +1,6 @@
 """pytest-benchmark's JSON -> the Markdown tables of docs/performance.md, and the plot of the axes.
 
-python -m bench.report out.json > tables.md
+python -m bench.report out.json [more.json ...] > tables.md
 python -m bench.report out.json --plot out.png
 """
 
@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from bench import plot, report_axes
-from bench.markdown import table
+from bench import heavy_report, plot, report_axes
+from bench.markdown import equal_texts, table
+from bench.peers import table as peers
 
 Info = dict[str, Any]
 
@@ -35,7 +36,7 @@ def report(data: dict[str, Any]) -> str:
     by_kind = [i for i in infos if i.get("kinds")]
     # Every point knows its kinds; the base point's are enough to read.
     by_kind = [i for i in by_kind if i.get("axis", "strategy") == "strategy"] or by_kind
-    bounded = [i for i in infos if i.get("bounds")]
+    bounded = [i for i in (*generate, *axes) if i.get("bounds")]
     parts = [_circumstances(data, infos)]
     if axes:
         parts += ["### Along each axis", report_axes.axes(axes)]
@@ -62,6 +63,7 @@ def report(data: dict[str, Any]) -> str:
         parts += ["### Speed-up over plain steps that follows, drafts free", _expected(refed, steps)]
     if windows:
         parts += ["### Whole calls, drafts free: ratio to plain decoding", _advance_windows(windows)]
+    parts += heavy_report.parts(infos) + peers.parts(infos)
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,7 +114,7 @@ def _sides(infos: Iterable[Info]) -> str:
                     f"{own['tokens_per_second']:.1f}",
                     str(own["tokens"]),
                     _optional(own["tokens"] / own["target_forwards"] if own["target_forwards"] else None),
-                    _equal(own.get("rows_equal_to_plain")),
+                    equal_texts(own.get("rows_equal_to_plain")),
                     _percent(own.get("share_outside_graphs")),
                 ]
             )
@@ -133,7 +135,7 @@ def _strategies(infos: Iterable[Info]) -> str:
             name, nearest = next(iter(ratios.items()), ("", None))
             rows.append(
                 [
-                    *_case(info)[2:],
+                    *_case(info),
                     side,
                     f"{plain['ratio']:.2f}",
                     f"{nearest['ratio']:.2f} {name}" if nearest else "",
@@ -141,7 +143,7 @@ def _strategies(infos: Iterable[Info]) -> str:
                     _optional(own.get("acceptance_length")),
                 ]
             )
-    columns = "temperature|strategy|over plain|over transformers' nearest|acceptance rate|acceptance length"
+    columns = "dtype|batch|temperature|strategy|over plain|over transformers' nearest|acceptance rate|acceptance length"
     return table(columns, rows)
 
 
@@ -281,23 +283,21 @@ def _case(info: Info) -> list[str]:
     return [info["dtype"], str(info["batch"]), temperature]
 
 
-def _equal(counts: dict[str, int] | None) -> str:
-    if counts is None:
-        return ""
-    ties = f", {counts['near_ties']} differ by a near-tie" if counts["near_ties"] else ""
-    return f"{counts['equal']}/{counts['rows']}{ties}"
-
-
 def _optional(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=pathlib.Path, help="pytest-benchmark's JSON, or report.json of --report-dir")
+    parser.add_argument(
+        "record", type=pathlib.Path, nargs="+", help="pytest-benchmark's JSON, or report.json of --report-dir"
+    )
     parser.add_argument("--plot", type=pathlib.Path, help="writes the picture of test_axes.py there")
     asked = parser.parse_args()
-    data = json.loads(asked.record.read_text(encoding="utf-8"))
+    data: dict[str, Any] = {"benchmarks": []}
+    for record in asked.record:
+        read = json.loads(record.read_text(encoding="utf-8"))
+        data = read | {"benchmarks": data["benchmarks"] + read["benchmarks"]}
     print(report(data), end="")
     if asked.plot is not None:
         print(plot.write(data, asked.plot), file=sys.stderr)

@@ -9,7 +9,7 @@ its own median plain step (`_Watched.speed`), which knows of nothing but its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -27,6 +27,7 @@ from bench.conftest import Settings
 from bench.constructed import TextDrafter
 from bench.harness import Comparison, Outcome
 from bench.sides import pair
+from bench.texts import Judge, Triple, fail_if_others
 from specdec.controller import AutoLength
 from specdec.drafters import Drafter, DraftSession
 from specdec.state import DecodeState
@@ -160,20 +161,22 @@ def _measure(benchmark: Any, settings: Settings, job: Job, draft: Drafter | None
     comparison = Comparison(_sides(job, draft), [0])
     benchmark.group = f"never slower, {name}"
     comparison.measure(benchmark, "n-gram", settings.rounds)
-    rows = {}
+    rows, judge = {}, None if job.temperature else Judge(job.model)
     for side in comparison.sides:
         if side != "plain":
             ratio = comparison.ratio(side, "plain")
             details = comparison.details(side)
             last, speeds = details[-1], [d["speed"] for d in details if d["speed"] is not None]
             rows[side] = {
-                "ratio": [ratio.median, ratio.low, ratio.high],
+                "ratio": ratio.spread,
                 "drafted": last["drafted"],
                 "acceptance_rate": last["rate"],
                 "asked": _quarters(last["asked"]),
+                "texts": judge.count(_triples(comparison, side, job)) if judge else None,
                 "by_rounds": [median(speeds), min(speeds), max(speeds)] if speeds else None,
             }
-    ideal = max((rows[s]["ratio"][0] for s in rows if s.startswith("perfect k=")), default=None)
+    fixed = [s for s in rows if s.startswith("perfect k=")]
+    best = max(fixed, key=comparison.rate, default=None)
     benchmark.extra_info |= settings.info() | {
         "kind": "never slower",
         "name": name,
@@ -183,9 +186,20 @@ def _measure(benchmark: Any, settings: Settings, job: Job, draft: Drafter | None
         "tokens": job.tokens,
         "dtype": str(job.model.dtype).removeprefix("torch."),
         "rows": rows,
-        "perfect_over_ideal": None if ideal is None else rows["perfect"]["ratio"][0] / max(1.0, ideal),
+        "perfect_over_ideal": None if best is None else comparison.ratio("perfect", best).spread,
         "goals": [GOAL, GOAL_PERFECT],
     }
+    for side, row in rows.items():
+        if row["texts"] is not None:
+            fail_if_others(side, row["texts"])
+
+
+def _triples(comparison: Comparison[int], side: str, job: Job) -> Iterator[Triple]:
+    """Each row's prompt, the side's text, and plain decoding's."""
+    plain, context = comparison.details("plain")[0]["rows"].tolist(), job.ids.shape[1]
+    for detail in comparison.details(side):
+        for text, other in zip(detail["rows"].tolist(), plain, strict=True):
+            yield text[:context], text[context:], other[context:]
 
 
 def _quarters(asked: list[int]) -> list[float]:

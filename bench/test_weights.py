@@ -2,8 +2,10 @@
 
 The target has 170 million random weights (`--weights-size`), the draft knows its text and is right with a given
 probability at a given cost (`bench.constructed`). Uncompiled sides, transformers' among them, run in float32, which
-such CPUs multiply fastest; compiled ones hold their weights in bfloat16 and compute in float32. Each decodes its own
-model's greedy text. The formula is (1 - a^(k+1)) / ((1 - a) (k c + T(k+1) / T(1))), T measured in the same process.
+such CPUs multiply fastest; compiled ones hold their weights in bfloat16, or as `--weights-dtype` says, and compute in
+float32. Each decodes its own model's greedy text, and fails if ours is another. The formula is
+tau / (k c + T(k+1) / T(1)), with tau = (1 - a^(k+1)) / (1 - a) for a chance a, or as it fell out, and T measured in the
+same rounds, with drafts that cost nothing. A ratio above it fails (`bench.guard`).
 
 With `SPECDEC_PEER_VLLM` (bench/peers), vLLM decodes the same weights without drafts, one prompt at a time, in both
 dtypes.
@@ -27,19 +29,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
+from bench import guard
 from bench.conftest import Settings
 from bench.constructed import FREE, Reading, TextDrafter, assisted, heavy, spoiled
-from bench.forward_cost import forward_of, measure
+from bench.forward_cost import measure
+from bench.free import FreeDrafter
 from bench.harness import Comparison, Outcome
 from bench.peers.sides import PAUSE_SECONDS
 from bench.peers.workers.wire import Text
-from bench.weights import graph_of
+from bench.sides import Engine, Generated
+from bench.texts import Judge, fail_if_others
 from bench.weights_peer import vllm
-from specdec.target import ModelRunner
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FEW = (0.7, 0.9)
 CASES = {"batch 1": (1, 128), "batch 4": (4, 128), "batch 8": (8, 128), "context 1024": (1, 1024)}
+ENGINES: tuple[Engine, ...] = ("eager", "compiled")
 COSTS = (0.0, 0.1)  # of a drafted token, in reads of the target's weights
 
 
@@ -50,6 +55,16 @@ class Made:
     model: PreTrainedModel
     ids: Tensor
     texts: list[list[int]]
+    judge: Judge
+
+    @property
+    def new(self) -> list[list[int]]:
+        """What follows the prompts."""
+        return [text[self.ids.shape[1] :] for text in self.texts]
+
+    def judged(self, calls: Sequence[Generated]) -> dict[str, int]:
+        """How many rows are these texts."""
+        return self.judge.count(t for c in calls for t in zip(self.ids.tolist(), c.rows, self.new, strict=True))
 
 
 @cache
@@ -63,7 +78,7 @@ def _made(size: str, dtype: torch.dtype, batch_size: int, context: int, tokens: 
     ids = torch.randint(2, 16_000, (batch_size, context), generator=torch.Generator().manual_seed(context))
     # Decoded once by the side that is to follow it, a chain verified as it will be: bfloat16 ties fall alike.
     texts: Any = specdec.generate(model, input_ids=ids, max_new_tokens=tokens, compile=compile, do_sample=False)
-    return Made(model, ids, texts.tolist())
+    return Made(model, ids, texts.tolist(), Judge(model))
 
 
 class Sides:
@@ -82,6 +97,10 @@ class Sides:
         self.plain, self.graph, self.tokens, self.k = plain, graph, tokens, k
         self.cost, self.vocab_size, self.peers = cost, vocab_size, peers
 
+    def made(self, side: str) -> Made:
+        """Whose text the side writes."""
+        return self.graph if side.startswith("compiled") else self.plain
+
     def all(self) -> dict[str, Callable[[float], Outcome]]:
         k = self.k
         sides: dict[str, Callable[[float], Outcome]] = {"transformers": lambda a: self._transformers(None)}
@@ -93,15 +112,15 @@ class Sides:
         sides |= {f"compiled k={k}": lambda a: self._ours(self.graph, a, k, True)}
         sides |= {"compiled auto": lambda a: self._ours(self.graph, a, "auto", True)}
         sides |= {f"vLLM {dtype}": self._vllm(engine) for dtype, engine in self.peers.items()}
+        for how in ENGINES:
+            sides |= {guard.free_name(how, n): self._free(how, n) for n in (0, k)}
         return sides
 
     def _vllm(self, engine: Callable[[], Text]) -> Callable[[float], Outcome]:
-        expected = self.plain.texts[0][self.plain.ids.shape[1] :]
-
         def run(_: float) -> Outcome:
             sleep(PAUSE_SECONDS)
             text = engine()
-            return Outcome(len(text.tokens), {"right": text.tokens == expected}, text.seconds)
+            return Outcome(len(text.tokens), Generated([text.tokens], 0, None), text.seconds)
 
         return run
 
@@ -113,7 +132,7 @@ class Sides:
         else:
             (text,) = self._spoiled(made, acceptance)
             out = assisted(made.model, text, self.k, self.cost, input_ids=made.ids, **kwargs)
-        return Outcome(self.tokens * len(made.ids), {"right": out.tolist() == made.texts})
+        return self._outcome(out, made, None)
 
     def _ours(self, made: Made, acceptance: float | None, k: Any, compile: bool) -> Outcome:
         drafter = None if acceptance is None else TextDrafter(self._spoiled(made, acceptance), self.cost)
@@ -123,20 +142,26 @@ class Sides:
         )
         stats = out.speculation
         assert not compile or stats.graphs.roles["target"] == "compiled", stats.graphs.roles
-        return Outcome(
-            self.tokens * len(made.ids),
-            {
-                "right": out.sequences.tolist() == made.texts,
-                "rate": stats.acceptance_rate,
-                "length": stats.acceptance_length,
-                "drafted": stats.drafted / max(1, stats.row_rounds),
-            },
-        )
+        return self._outcome(out.sequences, made, stats)
+
+    def _free(self, how: Engine, num_draft_tokens: int) -> Callable[[float], Outcome]:
+        """T(N + 1): rounds with drafts that cost nothing."""
+        made, drafter = (self.graph if how == "compiled" else self.plain), FreeDrafter(num_draft_tokens)
+        decoder = specdec.SpeculativeDecoder(drafter, max(1, num_draft_tokens), compile=how == "compiled")
+
+        def run(_: float) -> Outcome:
+            decoder.generate(made.model, input_ids=made.ids, max_new_tokens=drafter.new_tokens, do_sample=False)
+            rounds, seconds = drafter.rounds()
+            return Outcome(rounds, None, seconds)
+
+        return run
+
+    def _outcome(self, out: Tensor, made: Made, stats: specdec.SpeculationStats | None) -> Outcome:
+        return Outcome(self.tokens * len(made.ids), Generated(out[:, made.ids.shape[1] :].tolist(), 0, stats))
 
     def _spoiled(self, made: Made, acceptance: float) -> list[list[int]]:
-        context = made.ids.shape[1]
-        new = spoiled([text[context:] for text in made.texts], acceptance, self.vocab_size)
-        return [text[:context] + tokens for text, tokens in zip(made.texts, new, strict=True)]
+        new = spoiled(made.new, acceptance, self.vocab_size)
+        return [ids + tokens for ids, tokens in zip(made.ids.tolist(), new, strict=True)]
 
 
 @pytest.mark.parametrize("cost", COSTS, ids=["free", "a tenth"])
@@ -152,24 +177,25 @@ def test_against_the_formula(
     k, tokens = settings.draft_tokens, settings.new_tokens
     acceptances: Sequence[float] = FEW[:1] if is_smoke else FEW if cost or case != "batch 1" else ACCEPTANCES
     plain = _made(size, torch.float32, batch_size, context, tokens, False)
-    graph = _made(size, torch.bfloat16, batch_size, context, tokens, True)
+    dtype = getattr(torch, request.config.getoption("--weights-dtype"))
+    graph = _made(size, dtype, batch_size, context, tokens, True)
     num_bytes = 4 * sum(p.numel() for p in plain.model.parameters())
     reading = Reading(cost * num_bytes) if cost else FREE
     with ExitStack() as stack:
         peers = {}
         if batch_size == 1 and not cost:
             peers = stack.enter_context(vllm(plain.model, plain.ids, tokens, tmp_path))
-        sides = Sides(plain, graph, tokens, k, reading, plain.model.config.vocab_size, peers).all()
-        comparison = Comparison(sides, acceptances)
+        sides = Sides(plain, graph, tokens, k, reading, plain.model.config.vocab_size, peers)
+        comparison = Comparison(sides.all(), acceptances)
         benchmark.group = f"weights, {case}, drafts at {cost}"
         comparison.measure(benchmark, f"compiled k={k}", settings.rounds)
     with torch.inference_mode():
-        steps = {
-            "eager": _steps(ModelRunner(plain.model), context, batch_size, k, settings.rounds),
-            "compiled": _steps(graph_of(ModelRunner(graph.model)), context, batch_size, k, settings.rounds),
-        }
         reads = {"draft": lambda: reading.pay(batch_size, 1)}
         draft = measure(reads, repeats=3 * settings.rounds)["draft"] if cost else 0.0
+    parts = [Comparison(comparison.sides, comparison.items, comparison.of(i)) for i in range(len(acceptances))]
+    plains, ours = {how: how for how in ENGINES}, {f"{how} k={k}": how for how in ENGINES}
+    found = [guard.bounds(part, plains, ours | {"compiled auto": "compiled"}) for part in parts]
+    steps = {how: guard.milliseconds(comparison, how) for how in ENGINES}
     benchmark.extra_info |= settings.info() | {
         "kind": "weights",
         "size": size,
@@ -180,25 +206,38 @@ def test_against_the_formula(
         "k": k,
         "draft_cost": cost,
         "draft_milliseconds": draft,
-        "step_milliseconds": steps,
-        "rows": [_row(comparison, i, k, steps, draft) for i in range(len(acceptances))],
+        "graph_dtype": str(dtype).removeprefix("torch."),
+        "step_milliseconds": {how: [ms[n] for n in (0, k)] for how, ms in steps.items()},
+        "rows": [_row(part, i, k, draft, sides) for i, part in enumerate(parts)],
+        "bounds": [bound.info() for one in found for bound in one],
     }
+    for row in benchmark.extra_info["rows"]:
+        for side, counts in row["texts"].items():
+            if side.startswith(ENGINES):
+                fail_if_others(side, counts)
+    guard.fail_if_impossible([bound for one in found for bound in one])
 
 
-def _steps(runner: ModelRunner, context: int, batch_size: int, k: int, rounds: int) -> list[float]:
-    """Milliseconds of forwards of 1 and of k + 1 tokens."""
-    calls = {str(width): forward_of(runner, context, batch_size, width) for width in (1, k + 1)}
-    return list(measure(calls, repeats=3 * rounds).values())
+def _row(comparison: Comparison[float], item: int, k: int, draft: float, sides: Sides) -> dict[str, Any]:
+    """Ratios at one acceptance, and what the formula says of its chance and of what was accepted.
 
-
-def _row(
-    comparison: Comparison[float], item: int, k: int, steps: dict[str, list[float]], draft: float
-) -> dict[str, Any]:
-    """Ratios at one acceptance, and what the formula says."""
+    Args:
+        comparison: of this acceptance's runs.
+        draft: milliseconds of a drafted token.
+    """
     alpha = comparison.items[item]
     length = sum(alpha**i for i in range(k + 1))
-    formula = {how: length * one / (k * draft + wide) for how, (one, wide) in steps.items()}
-    pairs = [(f"{how} k={k}", how) for how in steps] + [("compiled auto", "compiled")]
+    stats = {
+        side: sum((d.stats for d in comparison.details(side)), specdec.SpeculationStats())
+        for side in (*(f"{how} k={k}" for how in ENGINES), "compiled auto")
+    }
+    formula, formula_of_accepted = {}, {}
+    for how in ENGINES:
+        steps = guard.milliseconds(comparison, how)
+        scale = steps[0] / (k * draft + steps[k])
+        formula[how] = length * scale
+        formula_of_accepted[how] = stats[f"{how} k={k}"].acceptance_length * scale
+    pairs = [(f"eager k={k}", "eager"), (f"compiled k={k}", "compiled"), ("compiled auto", "compiled")]
     pairs += [(f"compiled k={k}", "transformers"), ("compiled", "transformers"), (f"eager k={k}", "transformers")]
     assisted_side = f"assisted k={k}"
     if assisted_side in comparison.sides:
@@ -207,16 +246,16 @@ def _row(
     pairs += [(f"compiled{mode}", peer) for peer in peers for mode in ("", f" k={k}", " auto")]
     ratios = {}
     for side, over in pairs:
-        ratio = comparison.ratio(side, over, item)
-        ratios[f"{side} / {over}"] = [ratio.median, ratio.low, ratio.high]
-    runs = [r for r in comparison.runs if r.item == item]
+        ratios[f"{side} / {over}"] = comparison.ratio(side, over).spread
+    written = [side for side in comparison.sides if comparison.details(side)[0] is not None]
     return {
         "acceptance": alpha,
         "expected_length": length,
         "formula": formula,
+        "formula_of_accepted": formula_of_accepted,
         "ratios": ratios,
-        "tokens_per_second": {side: comparison.rate(side, item) for side in comparison.sides},
-        "right": {s: sum(r.outcome.detail["right"] for r in runs if r.side == s) for s in comparison.sides},
-        "lengths": {r.side: r.outcome.detail["length"] for r in runs if "length" in r.outcome.detail},
-        "auto_drafted": next(r.outcome.detail["drafted"] for r in runs if r.side == "compiled auto"),
+        "tokens_per_second": {side: comparison.rate(side) for side in written},
+        "texts": {side: sides.made(side).judged(comparison.details(side)) for side in written},
+        "lengths": {side: s.acceptance_length for side, s in stats.items()},
+        "auto_drafted": stats["compiled auto"].drafted / max(1, stats["compiled auto"].row_rounds),
     }

@@ -39,7 +39,7 @@ def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> 
     specdec.bundled_pair()[2].save_pretrained(target)
     threads, context = torch.get_num_threads(), ids.shape[1] + new_tokens
     ask = Ask(ids[0].tolist(), new_tokens, temperature=0.0, seed=0)
-    found = {}
+    found: dict[str, Callable[[], Text]] = {}
     with ExitStack() as stack:
         for dtype in DTYPES:
             worker = stack.enter_context(worker_of(PEERS["vllm"], python, threads, folder / f"{dtype}.log"))

@@ -1,4 +1,4 @@
-"""Options of the comparison with other engines, and its table at the end of the run."""
+"""Options of the comparison with other engines."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 
-from bench.peers.table import report
-
 _OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--peer", {"action": "append", "default": [], "help": "NAME=PYTHON: a peer and its environment's interpreter"}),
-    ("--peer-prompts", {"default": "", "help": 'JSONL file with a "prompt" a line, instead of the bundled prompts'}),
     ("--peer-scratch", {"default": "", "help": "folder that keeps converted weights for the next run"}),
     ("--peer-temperatures", {"default": "0", "help": "comma-separated; 0 means greedy (default 0)"}),
 ]
 DEFAULTS = {name: spec["default"] for name, spec in _OPTIONS}
-_RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,17 +30,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "temperature", [float(t) for t in option(metafunc.config, "--peer-temperatures").split(",")]
         )
-
-
-@pytest.fixture(scope="session")
-def records(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """What the summary at the end prints."""
-    return request.config.stash.setdefault(_RECORDS, [])
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    records: list[dict[str, Any]] = config.stash.get(_RECORDS, [])
-    text = report(records)
-    if text:
-        terminalreporter.section("peers")
-        terminalreporter.write_line(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,6 +24,7 @@ Side = Callable[[Batch], Outcome]
 # Threads of the side before may spin this long for more work: nobody is timed meanwhile.
 PAUSE_SECONDS = 0.3
 OURS, EAGER, TRANSFORMERS = "specdec compiled", "specdec eager", "transformers"
+STATIC = "transformers, static cache and torch.compile"
 MAIN = f"{OURS} draft auto"
 
 
@@ -43,11 +44,6 @@ class Named:
 def own(sides: Sides) -> list[Named]:
     """Ours and transformers', in this process."""
     k = sides.draft_tokens
-    plain = specdec.SpeculativeDecoder(None)
-
-    def eager_plain(batch: Batch) -> Outcome:
-        return sides._call(lambda **a: plain.generate(sides.target, return_dict_in_generate=True, **a), batch)
-
     table: dict[str, dict[str, Side]] = {
         OURS: {
             "plain": sides.compiled(None),
@@ -57,7 +53,7 @@ def own(sides: Sides) -> list[Named]:
             "ngram auto": sides.compiled("ngram"),
         },
         EAGER: {
-            "plain": eager_plain,
+            "plain": sides.own_plain("eager"),
             "draft": sides.model(auto=False),
             "ngram": sides.ngram(auto=False),
             "draft auto": sides.model(auto=True),
@@ -65,6 +61,15 @@ def own(sides: Sides) -> list[Named]:
         TRANSFORMERS: {"plain": sides.plain(), "draft": sides.assisted(), "ngram": sides.prompt_lookup()},
     }
     return [Named(engine, mode, _own(side)) for engine, modes in table.items() for mode, side in modes.items()]
+
+
+def static(sides: Sides, items: Sequence[Batch], skipped: dict[str, str]) -> list[Named]:
+    """transformers with a static cache and torch.compile, an engine of its own; the reason goes to `skipped`."""
+    side = sides.static(max(item["input_ids"].shape[1] for item in items), items[:1])
+    if isinstance(side, str):
+        skipped[STATIC] = side
+        return []
+    return [Named(STATIC, "plain", _own(side))]
 
 
 def _own(side: Side) -> Side:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -10,14 +10,13 @@ from bench.harness import Comparison
 from bench.peers.sides import EAGER, OURS, TRANSFORMERS, Named
 from bench.peers.workers.wire import Loaded, Text
 from bench.sides import Batch
+from bench.texts import Judge, Triple
 
 REFERENCE = f"{TRANSFORMERS} plain"
-# True: a near-tie. None: the texts are equal.
-Arbiter = Callable[[list[int], list[int], list[int]], bool | None]
 
 
 def figures(
-    comparison: Comparison[Batch], sides: Sequence[Named], loaded: dict[str, Loaded], arbiter: Arbiter | None
+    comparison: Comparison[Batch], sides: Sequence[Named], loaded: dict[str, Loaded], judge: Judge | None
 ) -> dict[str, Any]:
     """By side: tokens/s, counts, the gain over its own plain, texts equal to `target.generate()`'s."""
     out = {}
@@ -37,10 +36,9 @@ def figures(
         }
         own_plain = f"{side.engine} plain"
         if own_plain in comparison.sides:
-            found = comparison.ratio(side.name, own_plain)
-            out[side.name]["gain"] = [found.median, found.low, found.high]
-        if arbiter is not None:
-            out[side.name]["texts"] = _compared(comparison, side.name, arbiter)
+            out[side.name]["gain"] = comparison.ratio(side.name, own_plain).spread
+        if judge is not None:
+            out[side.name]["texts"] = judge.count(_triples(comparison, side.name))
         if side.name in loaded:
             about = loaded[side.name]
             out[side.name] |= {"version": about.engine, "dtype": about.dtype, "note": about.note}
@@ -80,6 +78,25 @@ def statement(comparison: Comparison[Batch], sides: Sequence[Named]) -> list[dic
     return out
 
 
+def absolute(comparison: Comparison[Batch], sides: Sequence[Named]) -> list[dict[str, Any]]:
+    """Our fastest side over each other engine's fastest and over its plain decoding, and our plain over its plain."""
+    fastest = {
+        engine: max((s for s in sides if s.engine == engine), key=lambda s: comparison.rate(s.name))
+        for engine in dict.fromkeys(s.engine for s in sides)
+    }
+    out = []
+    for ours in (OURS, EAGER):
+        for engine, theirs in fastest.items():
+            pairs = [(fastest[ours].name, theirs.name), (f"{ours} plain", f"{engine} plain")]
+            pairs += [(fastest[ours].name, f"{engine} plain")]
+            out += [
+                {"ours": side, "theirs": over, "ratio": comparison.ratio(side, over).spread}
+                for side, over in dict.fromkeys(pairs)
+                if engine not in (OURS, EAGER) and over in comparison.sides
+            ]
+    return out
+
+
 def _best(
     comparison: Comparison[Batch], sides: Sequence[Named], engine: str, chosen: Callable[[str], bool]
 ) -> Named | None:
@@ -98,15 +115,10 @@ def _total(texts: Sequence[Text], name: str) -> int | None:
     return None if any(value is None for value in values) else sum(values)
 
 
-def _compared(comparison: Comparison[Batch], side: str, arbiter: Arbiter) -> dict[str, int]:
-    """Texts equal to the reference's, near-ties, and others."""
-    counts = {"texts": 0, "equal": 0, "near_ties": 0, "others": 0}
+def _triples(comparison: Comparison[Batch], side: str) -> Iterator[Triple]:
+    """Each prompt, the side's text, and the reference's of the same round."""
     reference = {(r.item, r.round): r.outcome.detail.tokens for r in comparison.runs if r.side == REFERENCE}
     for run in comparison.runs:
-        if run.side != side:
-            continue
-        prompt = comparison.items[run.item]["input_ids"][0].tolist()
-        verdict = arbiter(prompt, reference[run.item, run.round], run.outcome.detail.tokens)
-        counts["texts"] += 1
-        counts["equal" if verdict is None else "near_ties" if verdict else "others"] += 1
-    return counts
+        if run.side == side:
+            prompt = comparison.items[run.item]["input_ids"][0].tolist()
+            yield prompt, run.outcome.detail.tokens, reference[run.item, run.round]

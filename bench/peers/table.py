@@ -1,19 +1,18 @@
-"""The comparison's record -> Markdown."""
+"""The comparison's record -> Markdown, for `bench.report`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.markdown import spread, table
+from bench.markdown import equal_texts, spread, table
 
 KIND = "peers"
 
 
-def report(infos: Iterable[Mapping[str, Any]]) -> str:
+def parts(infos: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every comparison of peers among pytest-benchmark's `extra_info`s."""
-    parts = [part for info in infos if info.get("kind") == KIND for part in _one(info)]
-    return "\n\n".join(parts) + "\n" if parts else ""
+    return [part for info in infos if info["kind"] == KIND for part in _one(info)]
 
 
 def _one(info: Mapping[str, Any]) -> Iterator[str]:
@@ -33,6 +32,11 @@ def _one(info: Mapping[str, Any]) -> Iterator[str]:
     if info["statement"]:
         yield "Our best gain over our own compiled plain decoding, beside each other engine's best over its own:"
         yield _statement(info["statement"])
+    yield "Ours over each other engine, round by round:"
+    yield table(
+        "ours|theirs|ours / theirs",
+        [[_name(o["ours"]), _name(o["theirs"]), spread(o["ratio"])] for o in info["absolute"]],
+    )
     yield f"Absolute order, each engine's best: {_order(info['sides'])}."
     if info["skipped"]:
         yield "\n".join(f"- {name} skipped: {_line(why)}" for name, why in info["skipped"].items())
@@ -48,7 +52,7 @@ def _sides(sides: Mapping[str, Mapping[str, Any]]) -> str:
             _optional(side["target_calls"], "d"),
             "" if side["mode"] == "plain" else _optional(side["acceptance_rate"], ".2f"),
             _optional(side["tokens_a_call"], ".2f"),
-            _texts(side.get("texts")),
+            equal_texts(side.get("texts")),
         ]
         for side in sides.values()
     ]
@@ -104,15 +108,6 @@ def _mode(side: Mapping[str, Any]) -> str:
 
 def _name(mode: str) -> str:
     return mode.replace("ngram", "n-gram")
-
-
-def _texts(counts: Mapping[str, int] | None) -> str:
-    if counts is None:
-        return ""
-    parts = [f"{counts['equal']}/{counts['texts']}"]
-    parts += [f"{counts['near_ties']} by near-ties"] if counts["near_ties"] else []
-    parts += [f"**{counts['others']} others**"] if counts["others"] else []
-    return ", ".join(parts)
 
 
 def _optional(value: float | None, form: str) -> str:

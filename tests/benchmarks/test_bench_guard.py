@@ -16,7 +16,8 @@ from bench.guard import (
     fail_if_impossible,
     rounds_by_count,
 )
-from bench.record import UnequalWorkError, fail_if_unequal
+from bench.record import fail_if_unequal
+from bench.texts import UnequalWorkError
 from specdec import SpeculationStats
 
 # 30 rounds of 4 drafted tokens, 3 accepted: 4 tokens a round.
@@ -106,11 +107,11 @@ def summaries(ours: dict[str, int], tokens: int = 64) -> dict[str, Any]:
 
 
 def test_other_work_fails() -> None:
-    fail_if_unequal(summaries({"rows": 4, "equal": 3, "near_ties": 1}, tokens=60), ["ours"])
+    fail_if_unequal(summaries({"texts": 4, "equal": 3, "near_ties": 1, "others": 0}, tokens=60), ["ours"])
     with pytest.raises(UnequalWorkError, match=r"ours wrote other texts than .* in 1 of 4 rows"):
-        fail_if_unequal(summaries({"rows": 4, "equal": 3, "near_ties": 0}), ["ours"])
+        fail_if_unequal(summaries({"texts": 4, "equal": 3, "near_ties": 0, "others": 1}), ["ours"])
     with pytest.raises(UnequalWorkError, match="counted wrongly"):
-        fail_if_unequal(summaries({"rows": 4, "equal": 4, "near_ties": 0}, tokens=65), ["ours"])
+        fail_if_unequal(summaries({"texts": 4, "equal": 4, "near_ties": 0, "others": 0}, tokens=65), ["ours"])
 
 
 def test_sampled_sides_have_nothing_to_equal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from bench.harness import Comparison, Outcome, Run
 from bench.peers import catalogue, sides
 from bench.peers.catalogue import PEERS, Peer, interpreters
 from bench.peers.sides import Named, Peers, with_end
-from bench.peers.summary import figures, statement
-from bench.peers.table import KIND, report
+from bench.peers.summary import absolute, figures, statement
+from bench.peers.table import KIND, parts
 from bench.peers.workers.wire import Load, Loaded, Text
+from bench.texts import Judge, Verdict
 
 HERE = Path(__file__).parent
 
@@ -51,13 +53,19 @@ RATES = {
 }
 
 
-def verdict(prompt: list[int], text: list[int], other: list[int]) -> bool | None:
-    return None if text == other else len(text) == len(other)
+class Ties(Judge):
+    """Texts of one length differ by a near-tie."""
+
+    def __init__(self) -> None:
+        """Nothing is computed."""
+
+    def __call__(self, prompt: Sequence[int], text: Sequence[int], other: Sequence[int]) -> Verdict:
+        return "equal" if text == other else "near_ties" if len(text) == len(other) else "others"
 
 
 def test_figures() -> None:
     comparison, named = made(RATES)
-    found = figures(comparison, named, {"vLLM ngram": Loaded("vLLM 1", "float32", "a note")}, verdict)
+    found = figures(comparison, named, {"vLLM ngram": Loaded("vLLM 1", "float32", "a note")}, Ties())
     draft = found["specdec compiled draft"]
     assert draft["tokens_per_second"] == pytest.approx((8 + 10) / 2) and draft["tokens"] == 8
     assert draft["gain"] == pytest.approx([2.25, 2.0, 2.5])
@@ -88,6 +96,17 @@ def test_a_peer_without_plain_decoding_has_no_gain() -> None:
     assert {one["peer"] for one in statement(comparison, named)} == {"transformers"}
 
 
+def test_absolute_order_round_by_round() -> None:
+    comparison, named = made(RATES)
+    found = {(one["ours"], one["theirs"]): one["ratio"] for one in absolute(comparison, named)}
+    # 16 tokens/s against 6, 16 against 1 and 2, plain 4 against 2 and 4/3
+    assert found["specdec compiled draft auto", "vLLM ngram"] == pytest.approx([16 / 6] * 3)
+    assert found["specdec compiled draft auto", "transformers draft"] == pytest.approx([12, 8, 16])
+    assert found["specdec compiled plain", "vLLM plain"] == pytest.approx([2.5, 2, 3])
+    assert found["specdec eager draft", "transformers plain"] == pytest.approx([40] * 3)
+    assert all("specdec" in ours and "specdec" not in theirs for ours, theirs in found)
+
+
 def test_report() -> None:
     comparison, named = made(RATES)
     about = {"vLLM plain": Loaded("vLLM 1", "float32"), "vLLM ngram": Loaded("vLLM 1", "float32", "a note")}
@@ -97,11 +116,12 @@ def test_report() -> None:
         "temperature": 0.0,
         **dict.fromkeys(("prompts", "new_tokens", "draft_tokens", "threads", "cpus", "rounds"), 4),
         **dict.fromkeys(("torch", "transformers"), "V"),
-        "sides": figures(comparison, named, about, verdict),
+        "sides": figures(comparison, named, about, Ties()),
         "statement": statement(comparison, named),
+        "absolute": absolute(comparison, named),
         "skipped": {"llama.cpp": "no interpreter\n named"},
     }
-    text = report([{"kind": "cache"}, info])
+    text = "\n\n".join(parts([{"kind": "cache"}, info]))
     for line in (
         "### Peers: float32, greedy",
         "| specdec compiled | plain | 4.0 | 1.00 [1.00-1.00] | 4 |  | 2.00 | 2/2 |",
@@ -112,13 +132,14 @@ def test_report() -> None:
         "- vLLM n-gram: a note.",
         "| vLLM | same number of drafted tokens | 2.25 (draft) | 3.75 (n-gram) | 0.61 [0.56-0.67] | **no** |",
         '| vLLM | ours may use "auto" | 4.00 (draft auto) | 3.75 (n-gram) | 1.11 [0.89-1.33] | yes |',
+        "| specdec compiled draft auto | vLLM n-gram | 2.67 [2.67-2.67] |",
         "Absolute order, each engine's best: specdec eager draft (40 tokens/s), specdec compiled draft auto "
         "(16 tokens/s), vLLM n-gram (6 tokens/s), transformers draft (2 tokens/s).",
         "- llama.cpp skipped: no interpreter named",
     ):
         assert line in text.splitlines(), line
     assert text.count("- vLLM: vLLM 1") == 1
-    assert report([{"kind": "cache"}, {}]) == ""
+    assert parts([{"kind": "cache"}]) == []
 
 
 def test_interpreters(tmp_path: Path) -> None:
