@@ -152,7 +152,7 @@ def _contexts(infos: Sequence[Info]) -> str:
                     side,
                     *(f"{m:.2f}" for m in ms),
                     f"{ms[-1] / ms[0]:.2f}",
-                    "" if explained is None else f"{explained:.2f}",
+                    spread(explained),
                 ]
             )
     contexts = "|".join(f"{c} tokens, ms" for c in infos[0]["contexts"])

@@ -4,7 +4,8 @@ python -m bench.peak_memory SIDE CONTEXT [--size small] [--new-tokens 32] [--dra
 
 Sides: transformers, plain, chain (n-gram drafts, k fixed), compiled, lookup (transformers' prompt lookup, same k).
 Prints one JSON object, bytes. Each side is called once before, over a short prompt, so that what torch and the
-libraries allocate for good is not counted.
+libraries allocate for good is not counted. With MALLOC_MMAP_THRESHOLD_=65536 in the environment, as
+test_long_context.py has it, the mark is that of live tensors; without it glibc keeps freed ones of some megabytes.
 """
 
 from __future__ import annotations
