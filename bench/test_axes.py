@@ -17,12 +17,12 @@ from bench.guard import free_sides
 from bench.harness import Comparison
 from bench.prompts import Batch, Tokens, kinds_of, of_length, read
 from bench.record import check, describe, ratio
+from bench.report_axes import STATIC
 from bench.settings import Settings
 from bench.sides import Engine, Side, Sides
 from bench.strategies import drafters_of
 
 ENGINES: tuple[Engine, ...] = ("eager", "compiled")
-STATIC = "static cache, torch.compile"
 MAIN = "compiled model auto"
 # Strategies that need no graphs beside the target's and the draft's.
 COMPILED = ("chain", "tree dynamic", "n-gram", "suffix")
@@ -87,6 +87,9 @@ def test_axis(benchmark: Any, settings: Settings, dtype: torch.dtype, point: Poi
             ratio(benchmark, comparison, side, "plain")
     for own in cast.ours:
         ratio(benchmark, comparison, own.name, plain[own.engine])
+    if STATIC in cast.peers:
+        for side in [*plain.values(), *ours]:
+            ratio(benchmark, comparison, side, STATIC)
     check(benchmark, comparison, plain, {own.name: own.engine for own in cast.ours})
 
 

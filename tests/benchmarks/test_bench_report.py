@@ -33,6 +33,7 @@ def test_a_row_says_the_point_the_ratios_and_what_was_possible() -> None:
     (row,) = [r for r in rows if r["axis"] == "batch" and r["batch"] == "2" and r["side"] == "compiled model k=4"]
     gain = 1 + 0.6 * (1 - 1 / 8) / 2**0.3
     assert row["over generate()"] == f"{4 * gain:.2f} [{0.95 * 4 * gain:.2f}-{1.08 * 4 * gain:.2f}]"
+    assert row["over static cache, torch.compile"].startswith(f"{4 * gain / 1.7:.2f} ")
     assert row["over the engine's own plain"].startswith(f"{gain:.2f} ")
     assert (row["at most possible"], row["acceptance length, or why none"]) == ("2.50", "3.40")
 
