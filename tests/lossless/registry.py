@@ -98,8 +98,9 @@ MEMORIES: dict[type, str] = {
     SlidingLayer: "mistral",
     RecurrentLayer: "mamba2",
     HybridLayer: "falcon_h1",
-    HybridSlidingLayer: "none: no family of transformers has one yet",
     NoLayer: "nemotron_h",
 }
+# And those that have none, with the reason; `test_registration.py` has this list as well, so that none joins unseen.
+WITHOUT_A_FAMILY: dict[type, str] = {HybridSlidingLayer: "no family of transformers has one yet"}
 MEMORY_BASES = (CacheLayerMixin, LinearAttentionLayer, NoLayer)
 REFUSED = {("zamba2", "layer skip"): "told its place"}  # and the words of the refusal
