@@ -2,8 +2,12 @@
 
 A drafter is wrapped so that each round's proposal is written down. The player goes through the text round by round:
 plain forwards over whole texts give p; the rule is its plain reading in Python floats (`verify/scalar.py`); the coins
-are named as the papers' coins would be, by request, length, purpose and node. It shares nothing with the loop but the
-hash behind the coins: no cache, no window, no mask, no padding in front.
+are named as the papers' coins would be, by request, length, purpose and node. Of specdec it takes what is proposed, what
+the target's windows can hold (`Recording`), and the hash behind the coins: no cache, no window, no mask, no padding in
+front, no cut and no rule of the loop's.
+
+The loop turns logits into distributions in float32, as transformers does; here it is done in float64. Their p differ by
+one part in a million or so, so a coin that falls between them would be decided otherwise: of the matrix's calls none does.
 """
 
 from __future__ import annotations
@@ -154,7 +158,7 @@ class Player:
         ids = torch.tensor([[*text, *[0] * (longest - len(text))] for _, text in every])
         logits = self._logits(torch.tensor([request for request, _ in every]), ids)
         behind = torch.stack([row[len(text) - 1] for row, (_, text) in zip(logits, every, strict=True)])
-        p = (behind.float() / self._temperature).softmax(-1).double().tolist()
+        p = (behind.double() / self._temperature).softmax(-1).tolist()
         return {q: [one for one, (request, _) in zip(p, every, strict=True) if request == q] for q in drafted}
 
     def _logits(self, requests: Tensor, ids: Tensor) -> Tensor:
@@ -169,19 +173,32 @@ def _drafted(recorded: Recording, told: Round | None, request: int) -> Drafted:
     if told is None or not told.proposal.num_nodes:
         return Drafted({"tokens": [], "parents": [], "valid": []}, None, specdec.Law.GIVEN, True)
     row, proposal = told.requests.index(request), told.proposal
-    if not (recorded.trees or proposal.is_chain):
-        proposal, _ = proposal.first_chain()
-    if recorded.replays:
-        proposal = proposal.cut(told.limit)
-    valid = proposal.valid[row].cumprod(0).bool() if proposal.is_chain else proposal.valid[row]
-    parts = {"tokens": proposal.tokens[row], "parents": proposal.parents[row], "valid": valid}
+    parts = {"tokens": proposal.tokens[row], "parents": proposal.parents[row], "valid": proposal.valid[row]}
     nodes: dict[str, list[Any]] = {name: part.tolist() for name, part in parts.items()}
     q: Rows | None = None
     if proposal.q is not None and proposal.q_index is not None:
         q = proposal.q[row, proposal.q_index[row]].double().tolist()  # one a node
+    law, is_chain = proposal.law, proposal.is_chain
+    if not (recorded.trees or is_chain):
+        nodes, q = _eldest(nodes, q)
+        law, is_chain = specdec.Law.GIVEN if q is None else specdec.Law.IID, True
+    if is_chain:  # ends at its first gap, and where the row's limit is
+        most = told.limit[row] if recorded.replays else len(nodes["valid"])
+        nodes["valid"] = [all(nodes["valid"][: i + 1]) and i < most for i in range(len(nodes["valid"]))]
+    if q is not None:
         nodes["q_index"] = list(range(len(q)))
-    _without_the_impossible(nodes, q, proposal.law)
-    return Drafted(nodes, q, proposal.law, proposal.is_chain)
+    _without_the_impossible(nodes, q, law)
+    return Drafted(nodes, q, law, is_chain)
+
+
+def _eldest(nodes: dict[str, list[Any]], q: Rows | None) -> tuple[dict[str, list[Any]], Rows | None]:
+    """What a memory of one branch verifies of a tree: from the root on, each node's eldest child, as long as it counts."""
+    path, node = [], -1
+    while node in nodes["parents"] and nodes["valid"][nodes["parents"].index(node)]:
+        node = nodes["parents"].index(node)
+        path.append(node)
+    chain = {"tokens": [nodes["tokens"][n] for n in path], "parents": list(range(-1, len(path) - 1))}
+    return {**chain, "valid": [True] * len(path)}, None if q is None else [q[n] for n in path]
 
 
 def _without_the_impossible(nodes: dict[str, list[Any]], q: list[list[float]] | None, law: specdec.Law) -> None:
