@@ -20,7 +20,6 @@ from torch import Tensor
 
 import specdec
 
-
 Stats = list[specdec.SpeculationStats]
 
 

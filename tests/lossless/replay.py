@@ -2,12 +2,12 @@
 
 A drafter is wrapped so that each round's proposal is written down. The player goes through the text round by round:
 plain forwards over whole texts give p; the rule is its plain reading in Python floats (`verify/scalar.py`); the coins
-are named as the papers' coins would be, by request, length, purpose and node. Of specdec it takes what is proposed, what
-the target's windows can hold (`Recording`), and the hash behind the coins: no cache, no window, no mask, no padding in
-front, no cut and no rule of the loop's.
+are named as the papers' coins would be, by request, length, purpose and node. Of specdec it takes what was proposed,
+what the target's windows can hold (`Recording`), and the hash behind the coins: no cache, no window, no mask, no
+padding in front, no cut and no rule of the loop's.
 
-The loop turns logits into distributions in float32, as transformers does; here it is done in float64. Their p differ by
-one part in a million or so, so a coin that falls between them would be decided otherwise: of the matrix's calls none does.
+The loop turns logits into distributions in float32, as transformers does; here it is done in float64. A coin that fell
+between the two would be decided otherwise, which is a matter of the last bits: choose another seed where that happens.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Player:
         temperature: the call's.
         seed: of its coins.
         rule: in its plain reading; chains only if `rule` is block verification, trees by `of_trees` then.
+        suppressed: tokens that may not be drawn.
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class Player:
         seed: int,
         rule: Plain,
         of_trees: Plain,
+        suppressed: Sequence[int] = (),
     ) -> None:
         self._model: Any = model
         self._inputs = inputs
         self._temperature, self._seed = temperature, seed
-        self._rule, self._of_trees = rule, of_trees
+        self._rule, self._of_trees, self._suppressed = rule, of_trees, list(suppressed)
         self.accepted = 0
 
     def play(
@@ -158,7 +160,9 @@ class Player:
         ids = torch.tensor([[*text, *[0] * (longest - len(text))] for _, text in every])
         logits = self._logits(torch.tensor([request for request, _ in every]), ids)
         behind = torch.stack([row[len(text) - 1] for row, (_, text) in zip(logits, every, strict=True)])
-        p = (behind.double() / self._temperature).softmax(-1).tolist()
+        scores = behind.double() / self._temperature
+        scores[:, self._suppressed] = -torch.inf
+        p = scores.softmax(-1).tolist()
         return {q: [one for one, (request, _) in zip(p, every, strict=True) if request == q] for q in drafted}
 
     def _logits(self, requests: Tensor, ids: Tensor) -> Tensor:
@@ -192,7 +196,7 @@ def _drafted(recorded: Recording, told: Round | None, request: int) -> Drafted:
 
 
 def _eldest(nodes: dict[str, list[Any]], q: Rows | None) -> tuple[dict[str, list[Any]], Rows | None]:
-    """What a memory of one branch verifies of a tree: from the root on, each node's eldest child, as long as it counts."""
+    """What a memory of one branch verifies of a tree: from the root on, each node's eldest child, while they count."""
     path, node = [], -1
     while node in nodes["parents"] and nodes["valid"][nodes["parents"].index(node)]:
         node = nodes["parents"].index(node)
