@@ -100,7 +100,10 @@ STRATEGIES: dict[str, Strategy] = {
     "suffix": Strategy(specdec.SuffixDrafter, lambda _: specdec.SuffixDrafter(), guesses=True),
     "mixed": Strategy(
         specdec.MixedDrafter,
-        lambda name: specdec.MixedDrafter([specdec.SuffixDrafter(), specdec.ModelDrafter(draft(name))]),
+        lambda name: specdec.MixedDrafter(
+            [specdec.SuffixDrafter(), specdec.ModelDrafter(draft(name))],
+            costs=[0, 0.15],  # given, since a clock's would make the choice, and what is accepted, another each time
+        ),
         guesses=True,
     ),
     "other tokenizer, text": Strategy(specdec.CrossTokenizerDrafter, lambda name: _cross(name, "text"), method="text"),

@@ -81,14 +81,14 @@ GUARDS = [
         "probe.py",
         "known = (type(runner.model), runner.dtype, implementation,",
         "known = (type(runner.model), implementation,",
-        ["tests/test_probe.py"],
+        ["tests/test_probe.py::test_what_it_found_is_of_one_dtype_and_one_attention"],
     ),
     Mutant(
         "what the probe found with one attention holds for all",
         "probe.py",
         "runner.dtype, implementation, runner.device.type",
         "runner.dtype, runner.device.type",
-        ["tests/test_probe.py"],
+        ["tests/test_probe.py::test_what_it_found_is_of_one_dtype_and_one_attention"],
     ),
     Mutant(
         "the target's config is written while its own layers draft",
