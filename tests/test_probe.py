@@ -187,5 +187,5 @@ def test_what_it_found_is_of_one_dtype_and_one_attention(monkeypatch: pytest.Mon
         copy.deepcopy(tiny("llama")).to(torch.float32),
     ]
     for model in [*models, *models, tiny("llama", noise=0.02)]:
-        ModelRunner(model)
+        probing.probe(ModelRunner(model))
     assert asked == [(torch.float64, "sdpa"), (torch.float64, "eager"), (torch.float32, "sdpa")]

@@ -22,6 +22,7 @@ import specdec
 from specdec.cache.layers import FullAttentionLayer
 from specdec.cache.recurrent import RecurrentLayer
 from specdec.cache.sliding import SlidingLayer
+from specdec.probe import probe
 from specdec.target import ModelRunner
 
 
@@ -113,7 +114,7 @@ def _logits_of_processor(point: Point, setting: Setting, at: int | None) -> Call
     name, value = point.fault.split()
     prompt_length = settings.reference(setting).shape[1] - _new_columns(setting)
     length = prompt_length + {"0": 0, "1": 1, "2": 2, "last": _new_columns(setting) - 1}[point.when]
-    ModelRunner(setting.target)  # whose probe is done, so that the forwards to count are the call's own
+    probe(ModelRunner(setting.target))  # now, so that the forwards to count are the call's own
     forwards = Trap()
     # What is asked before any forward, to see whether a processor is a pure function, is not the fault yet.
     trap = Witness(lambda _: forwards.count > 0)
