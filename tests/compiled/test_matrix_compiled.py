@@ -70,7 +70,7 @@ def test_greedy_equals_generate(name: str, strategy: str) -> None:
     )
     assert stats[0].graphs.roles["target"] == "compiled" and stats[0].graphs.calls > 0
     assert torch.equal(out, reference(name, bool(text_of(name, strategy))))
-    assert_both_ways(name, strategy, "greedy", ROWS, stats[0])
+    assert_both_ways(name, strategy, ROWS, stats[0])
 
 
 @pytest.mark.parametrize("rule", [pytest.param(r, marks=() if r == "rejection" else pytest.mark.long) for r in RULES])

@@ -6,6 +6,7 @@ uncompiled and compiled; see `test_strategy_matrix.py`, `test_matrix_sampled.py`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 
 import families
 import pytest
+import torch
 from drafters.tongues import characters, renamed
 from families import ARCHITECTURES
 from models import VOCAB_SIZE
@@ -46,6 +48,9 @@ def draft(name: str) -> Any:
     return families.family(name, ARCHITECTURES[name].noise)
 
 
+LETTERS = (11, 23, 42, 57)  # of texts that repeat themselves
+
+
 def is_foreign(name: str, method: str) -> bool:
     """Must the draft behind another tokenizer be of another family? A CrossTokenizerDrafter refuses the family's own.
 
@@ -58,7 +63,13 @@ def is_foreign(name: str, method: str) -> bool:
 
 @cache
 def _renamed(name: str, foreign: bool) -> Any:
-    return renamed(families.family("llama") if foreign else draft(name), characters(), characters(1))
+    """Another family's, a llama, is made to write in the few letters to which the call is kept (`suppressed`)."""
+    if not foreign:
+        return renamed(draft(name), characters(), characters(1))
+    other = copy.deepcopy(families.family("llama"))
+    with torch.no_grad():
+        other.get_output_embeddings().weight[[t for t in range(VOCAB_SIZE) if t not in LETTERS]] = 0.0
+    return renamed(other, characters(), characters(1))
 
 
 def _cross(name: str, method: Any) -> specdec.Drafter:
@@ -111,7 +122,6 @@ STRATEGIES: dict[str, Strategy] = {
         specdec.CrossTokenizerDrafter, lambda name: _cross(name, "intersection"), method="intersection"
     ),
 }
-LETTERS = (11, 23, 42, 57)
 
 
 def suppressed(name: str, strategy: str) -> list[int]:
@@ -143,13 +153,21 @@ MEMORIES: dict[type, str] = {
 WITHOUT_A_FAMILY: dict[type, str] = {HybridSlidingLayer: "no family of transformers has one yet"}
 MEMORY_BASES = (CacheLayerMixin, LinearAttentionLayer, NoLayer)
 REFUSED = {("zamba2", "layer skip"): "told its place"}  # and the words of the refusal
-# Where a column has nothing to accept, and why. (family, strategy) -> columns as `assert_both_ways` names them.
-_LEVEL = "a round of level rows ends where the slowest row's does: few drafts are right in all three at once"
-NOTHING_ACCEPTED: dict[tuple[str, str, str], str] = {}
+# Calls of which no accepted draft can be asked: (family, strategy) -> why.
+_TOGETHER = "a round of level rows ends where the slowest row's does: a weak draft is hardly ever right in all at once"
+_BY_CHANCE = "its draft must be another family's, and is right in one of a hundred tokens"
+_WEAK = ("early exit", "layer skip", "n-gram", "mixed", "other tokenizer, shared")
+SEVERAL_ROWS = {(name, strategy): _TOGETHER for name in LEVEL for strategy in _WEAK}
+ALL_ROWS = {(name, "other tokenizer, text"): _BY_CHANCE for name in LEVEL}
 
 
-def assert_both_ways(name: str, strategy: str, column: str, num_rows: int, stats: specdec.SpeculationStats) -> None:
-    """Equality says little where nothing was accepted, or nothing rejected: both must have happened in the call."""
-    assert stats.drafted > 0
-    if (name, strategy, f"{column} {num_rows}") not in NOTHING_ACCEPTED:
-        assert 0 < stats.accepted < stats.drafted, (stats.accepted, stats.drafted)
+def assert_both_ways(name: str, strategy: str, num_rows: int, stats: specdec.SpeculationStats) -> None:
+    """Equality says little where nothing was accepted, or nothing rejected: both must have happened in the call.
+
+    One row's greedy text of few letters soon goes round in circles; what guesses from it may then be right each time.
+    """
+    accepted, drafted = stats.accepted, stats.drafted
+    assert drafted > 0
+    excused = {**ALL_ROWS, **(SEVERAL_ROWS if num_rows > 1 else {})}
+    assert accepted > 0 or (name, strategy) in excused, (accepted, drafted)
+    assert accepted < drafted or (STRATEGIES[strategy].guesses and num_rows == 1), (accepted, drafted)

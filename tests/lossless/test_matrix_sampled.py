@@ -59,7 +59,7 @@ def test_coupled_sampling_equals_generate(name: str, strategy: str) -> None:
         **text_of(name, strategy),
     )
     assert torch.equal(out, coupled(name, bool(text_of(name, strategy))))
-    assert_both_ways(name, strategy, "coupled", ROWS, stats[0])
+    assert_both_ways(name, strategy, ROWS, stats[0])
 
 
 def rules() -> list[Any]:
@@ -117,5 +117,5 @@ def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: An
         assert player.accepted >= stats[0].accepted
     else:
         assert player.accepted == stats[0].accepted or eos is not None
-    assert_both_ways(name, strategy, rule, ROWS, stats[0])
+    assert_both_ways(name, strategy, ROWS, stats[0])
     return stats[0]
