@@ -169,3 +169,23 @@ def test_nan_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_found", {})
     with pytest.raises(specdec.UnsupportedModelError, match="nan"):
         probing.probe(ModelRunner(tiny("llama")))
+
+
+def test_what_it_found_is_of_one_dtype_and_one_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another dtype or attention of the same class is asked anew, the same ones are not: each may lose other things."""
+    asked, choose = [], probing.choose
+
+    def counted(runner: ModelRunner) -> object:
+        asked.append((runner.dtype, runner.model.config._attn_implementation))
+        return choose(runner)
+
+    monkeypatch.setattr(probing, "choose", counted)
+    monkeypatch.setattr(probing, "_found", {})
+    models = [
+        tiny("llama"),
+        tiny("llama", attention="eager"),
+        copy.deepcopy(tiny("llama")).to(torch.float32),
+    ]
+    for model in [*models, *models, tiny("llama", noise=0.02)]:
+        probing.probe(ModelRunner(model))
+    assert asked == [(torch.float64, "sdpa"), (torch.float64, "eager"), (torch.float32, "sdpa")]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import traced
 from compiled.test_captured import CAPTURED
-from lossless.registry import RULES, STRATEGIES, draft
+from lossless.registry import RULES, STRATEGIES, assert_both_ways, draft, text_of
 from lossless.test_matrix_sampled import ROWS, check
 from torch import Tensor
 
@@ -35,10 +35,10 @@ def _nothing_is_really_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def reference(name: str) -> Tensor:
-    """What transformers writes."""
-    inputs = families.inputs(name, ROWS)
-    return families.family(name).generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+def reference(name: str, is_narrow: bool) -> Tensor:
+    """What transformers writes; in few letters or in all."""
+    inputs, narrow = families.inputs(name, ROWS), text_of(name, "n-gram") if is_narrow else {}
+    return families.family(name).generate(**inputs, **narrow, max_new_tokens=NEW_TOKENS, do_sample=False)
 
 
 def capture(name: str) -> None:
@@ -66,9 +66,11 @@ def test_greedy_equals_generate(name: str, strategy: str) -> None:
         do_sample=False,
         compile=True,
         on_finish=stats.append,
+        **text_of(name, strategy),
     )
     assert stats[0].graphs.roles["target"] == "compiled" and stats[0].graphs.calls > 0
-    assert torch.equal(out, reference(name))
+    assert torch.equal(out, reference(name, bool(text_of(name, strategy))))
+    assert_both_ways(name, strategy, ROWS, stats[0])
 
 
 @pytest.mark.parametrize("rule", [pytest.param(r, marks=() if r == "rejection" else pytest.mark.long) for r in RULES])

@@ -34,6 +34,22 @@ class Trap:
         return self.action(value, *context)
 
 
+class Witness(Trap):
+    """Changes nothing; has fired once it has seen what the fault makes.
+
+    Args:
+        is_fault: of the value, is this it?
+    """
+
+    def __init__(self, is_fault: Callable[[Any], bool] = lambda _: True) -> None:
+        super().__init__()
+        self._is_fault = is_fault
+
+    def __call__(self, value: Any, *context: Any) -> Any:
+        self.fired = self.fired or self._is_fault(value)
+        return super().__call__(value, *context)
+
+
 class Trapped(specdec.Drafter):
     """Another drafter, with a trap in one callback.
 
@@ -104,17 +120,22 @@ class Processor(LogitsProcessor):
 
 
 class AtLength(LogitsProcessor):
-    """Puts a value on all scores, or on one token's, of texts of one length: a pure function of the text."""
+    """Puts a value on all scores, or on one token's, of texts of one length: a pure function of the text.
 
-    def __init__(self, length: int, value: float, token: int | None) -> None:
+    Args:
+        witness: sees the scores that were changed.
+    """
+
+    def __init__(self, length: int, value: float, token: int | None, witness: Trap | None = None) -> None:
         self._length, self._value, self._token = length, value, token
+        self._witness = witness or Trap()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] != self._length:
             return scores
         scores = scores.clone()
         scores[:, slice(None) if self._token is None else self._token] = self._value
-        return scores
+        return self._witness(scores)
 
 
 class Criterion(StoppingCriteria):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from faults import settings
 from faults.broken import BREACHES, EITHER, ODD
-from faults.callbacks import AtLength, Criterion, Processor, Streamer, Trap, Trapped
+from faults.callbacks import AtLength, Criterion, Processor, Streamer, Trap, Trapped, Witness
 from faults.settings import Setting
 from faults.table import Point
 from models import VOCAB_SIZE
@@ -22,6 +22,8 @@ import specdec
 from specdec.cache.layers import FullAttentionLayer
 from specdec.cache.recurrent import RecurrentLayer
 from specdec.cache.sliding import SlidingLayer
+from specdec.probe import probe
+from specdec.target import ModelRunner
 
 
 class Boom(Exception):
@@ -40,6 +42,8 @@ class Call:
         patches: (class, method, trap) that are in force during the call.
         hooks: (model, trap) on the logits of a model's forwards.
         make: makes another drafter, where that is what fails.
+        is_refused: an OptionError must come before the fault can: the cache given is another model's.
+        accepts: what the counted drafts of a call that ends must be: (drafted, accepted) -> bool.
     """
 
     setting: Setting
@@ -54,6 +58,8 @@ class Call:
     patches: list[tuple[Any, str, Trap]] = field(default_factory=list)
     hooks: list[tuple[PreTrainedModel, Trap]] = field(default_factory=list)
     make: Callable[[], specdec.Drafter] | None = None
+    is_refused: bool = False
+    accepts: Callable[[int, int], bool] = lambda drafted, accepted: True
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -108,18 +114,21 @@ def _logits_of_processor(point: Point, setting: Setting, at: int | None) -> Call
     name, value = point.fault.split()
     prompt_length = settings.reference(setting).shape[1] - _new_columns(setting)
     length = prompt_length + {"0": 0, "1": 1, "2": 2, "last": _new_columns(setting) - 1}[point.when]
-    processor = AtLength(length, float(value), None if name == "all" else 5)
-    trap = Trap(0)
-    trap.fired = True  # `length` is one of the text's
+    probe(ModelRunner(setting.target))  # now, so that the forwards to count are the call's own
+    forwards = Trap()
+    # What is asked before any forward, to see whether a processor is a pure function, is not the fault yet.
+    trap = Witness(lambda _: forwards.count > 0)
     call = Call(setting, trap, Trapped(setting.drafter(), "", trap))
+    call.hooks.append((setting.target, forwards))
+    token = None if name == "all" else 5
     if at is not None:
-        call.processors.append(processor)
+        call.processors.append(AtLength(length, float(value), token, trap))
     raises = setting.do_sample or value == "NaN"
     # A sampled call leaves one token possible: with probability 1 it is drawn, but not among others that are infinite.
     # Where a draft comes upon it before the target does, it is the draft's q that is no distribution.
     errors = (specdec.NumericalError, specdec.DrafterError)
     call.allowed, call.must_raise = (errors[: 1 + setting.do_sample], True) if raises else ((), False)
-    own = [*setting.arguments().get("logits_processor", []), processor]
+    own = [*setting.arguments().get("logits_processor", []), AtLength(length, float(value), token)]
     call.sound = lambda: settings.text(setting, logits_processor=own)
     return call
 
@@ -130,13 +139,13 @@ def _logits_of_model(point: Point, setting: Setting, at: int | None) -> Call:
         call = Call(setting, trap, Trapped(setting.drafter(), "", Trap()))
         call.hooks.append((setting.target, trap))
     else:
-        trap = Trap(0)
-        trap.fired = True
+        trap = Witness(lambda logits: not bool(logits.float().isfinite().all()))
         target = settings.poisoned(setting, {"inf": "head inf", "NaN": "head nan"}[point.fault.split()[-1]])
         call = Call(setting, trap, Trapped(setting.drafter(), "", Trap()), target=target if at is not None else None)
+        call.hooks.append((target, trap))
         call.sound = lambda: settings.text(setting, target)
-        if setting.memory == "given RollbackCache":  # another model's cache
-            call.allowed = (specdec.OptionError,)
+        if setting.memory == "given RollbackCache":
+            call.is_refused = True
     call.allowed = (*call.allowed, specdec.NumericalError, specdec.UnsupportedModelError)
     return call
 
@@ -166,10 +175,14 @@ def _out_of_memory(point: Point, setting: Setting, at: int | None) -> Call:
 
 def _tokenizers(point: Point, setting: Setting, at: int | None) -> Call:
     trap = Trap(0)
-    trap.fired = True
     call = Call(setting, trap, Trapped(setting.drafter(), "", trap))
+
+    def make() -> specdec.Drafter:
+        trap(None)
+        return specdec.ModelDrafter(setting.draft, tokenizer=_tokenizer(0), draft_tokenizer=_tokenizer(1))
+
     if at is not None:
-        call.make = lambda: specdec.ModelDrafter(setting.draft, tokenizer=_tokenizer(0), draft_tokenizer=_tokenizer(1))
+        call.make = make
     call.allowed, call.must_raise = (specdec.DraftMismatchError,), True
     return call
 
@@ -196,7 +209,7 @@ class Adversary(specdec.Drafter):
 
 
 def _adversary(point: Point, setting: Setting, at: int | None) -> Call:
-    trap = Trap(0)
+    trap = Trap(0)  # the first proposal that has tokens
     if at is None:
         return Call(setting, trap, Trapped(setting.drafter(), "", trap))
     random_ = random.Random(repr(point))
@@ -239,14 +252,17 @@ def _adversary(point: Point, setting: Setting, at: int | None) -> Call:
         "random trees": tree,
         "a poisoned token": lambda s, d: chains(s, lambda _, text: [settings.unused(setting)] * d),
     }
-    trap.fired = True
-    call = Call(setting, trap, Trapped(Adversary(made[point.fault]), "", trap))
+    call = Call(setting, trap, Trapped(Adversary(made[point.fault]), "propose", trap))
+    if point.fault in ("always right", "random trees"):  # whose eldest node is right
+        call.accepts = lambda drafted, accepted: 0 < accepted <= drafted
+    elif point.fault in ("always wrong", "a poisoned token"):
+        call.accepts = lambda drafted, accepted: accepted == 0 < drafted
     if point.fault == "a poisoned token":
         # Keys of a token that overflows meet a weight of zero, and zero times NaN is NaN: no right output, an error.
         call.target = settings.poisoned(setting, "embedding")
         call.allowed = (specdec.NumericalError,)
         if setting.memory == "given RollbackCache":
-            call.allowed = (specdec.NumericalError, specdec.OptionError)
+            call.is_refused = True
     return call
 
 

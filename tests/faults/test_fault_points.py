@@ -20,8 +20,10 @@ from torch import Tensor
 
 import specdec
 
+Stats = list[specdec.SpeculationStats]
 
-def run(call: Call, past: Any, patch: pytest.MonkeyPatch, published: dict[int, list[int]]) -> Tensor:
+
+def run(call: Call, past: Any, patch: pytest.MonkeyPatch, published: dict[int, list[int]], stats: Stats) -> Tensor:
     """The call itself; traps are in force while it runs only."""
     setting = call.setting
     arguments = setting.arguments()
@@ -32,7 +34,7 @@ def run(call: Call, past: Any, patch: pytest.MonkeyPatch, published: dict[int, l
         published.setdefault(part.request, []).extend(part.tokens)
         own(None)
 
-    given = {**arguments, **call.extra, "on_commit": on_commit}
+    given = {**arguments, "on_finish": stats.append, **call.extra, "on_commit": on_commit}
     if processors:
         given["logits_processor"] = processors
     if past is not None:
@@ -75,7 +77,7 @@ def calls_without(point: Point, setting: Setting) -> int:
     if (place, setting) not in _counted:
         call = build(point, None)
         with pytest.MonkeyPatch.context() as patch:
-            out = run(call, setting.past(), patch, {})
+            out = run(call, setting.past(), patch, {}, [])
         assert torch.equal(out, settings.reference(setting)), "the call without a fault"
         _counted[place, setting] = call.trap.count
     return _counted[place, setting]
@@ -103,25 +105,27 @@ def check(point: Point, patch: pytest.MonkeyPatch) -> None:
     was = snapshots.of_cache(past) if setting.memory == "given DynamicCache" else []
     rng = torch.get_rng_state()
     published: dict[int, list[int]] = {}
+    stats: Stats = []
     error, out = None, None
     try:
-        out = run(call, past, patch, published)
+        out = run(call, past, patch, published, stats)
     except BaseException as raised:
         error = raised
 
     if error is not None:
-        assert isinstance(error, call.allowed), repr(error)
+        assert isinstance(error, specdec.OptionError if call.is_refused else call.allowed), repr(error)
         if isinstance(error, Boom | torch.OutOfMemoryError | KeyboardInterrupt):
             assert str(error) in ("boom", "", "CUDA out of memory. Tried to allocate 2.00 GiB."), "unchanged"
         else:
             assert isinstance(error, specdec.SpecdecError)
         assert torch.equal(torch.get_rng_state(), rng)
     else:
-        assert not call.must_raise, "nothing was raised"
+        assert not call.must_raise and not call.is_refused, "nothing was raised"
+        assert "on_finish" in call.extra or call.accepts(stats[0].drafted, stats[0].accepted), stats
         sound = expected if call.sound is None else call.sound()
         assert out is not None and torch.equal(out, sound)
         assert torch.equal(torch.get_rng_state(), seed_drawn(setting, rng))
-    assert call.trap.fired, "the fault did not happen"
+    assert call.trap.fired != call.is_refused, "the fault did not happen"
     for model, before in models:
         assert not snapshots.differences(before, snapshots.of_model(model))
     assert isinstance(call.drafter, Trapped)

@@ -1,4 +1,4 @@
-"""Two threads on one model: each output is the one that the call has alone, or a typed error came."""
+"""Two threads on one model: each output is the one that the call has alone, and nothing is raised."""
 
 from __future__ import annotations
 
@@ -69,11 +69,10 @@ def test_two_threads_on_one_model(name: str, how: str) -> None:
 
         return run
 
-    raised = together(work(0), work(1))
-    assert all(isinstance(e, specdec.SpecdecError) for e in raised), raised
+    assert together(work(0), work(1)) == []
     for number in (0, 1):
+        assert len(outputs[number]) == TIMES
         assert all(torch.equal(out, alone[number]) for out in outputs[number])
-    assert sum(map(len, outputs)) == 2 * TIMES or raised
     assert not snapshots.differences(before, snapshots.of_model(target))
 
 

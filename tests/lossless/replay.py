@@ -2,8 +2,12 @@
 
 A drafter is wrapped so that each round's proposal is written down. The player goes through the text round by round:
 plain forwards over whole texts give p; the rule is its plain reading in Python floats (`verify/scalar.py`); the coins
-are named as the papers' coins would be, by request, length, purpose and node. It shares nothing with the loop but the
-hash behind the coins: no cache, no window, no mask, no padding in front.
+are named as the papers' coins would be, by request, length, purpose and node. Of specdec it takes what was proposed,
+what the target's windows can hold (`Recording`), and the hash behind the coins: no cache, no window, no mask, no
+padding in front, no cut and no rule of the loop's.
+
+The loop turns logits into distributions in float32, as transformers does; here it is done in float64. A coin that fell
+between the two would be decided otherwise, which is a matter of the last bits: choose another seed where that happens.
 """
 
 from __future__ import annotations
@@ -94,6 +98,7 @@ class Player:
         temperature: the call's.
         seed: of its coins.
         rule: in its plain reading; chains only if `rule` is block verification, trees by `of_trees` then.
+        suppressed: tokens that may not be drawn.
     """
 
     def __init__(
@@ -104,11 +109,12 @@ class Player:
         seed: int,
         rule: Plain,
         of_trees: Plain,
+        suppressed: Sequence[int] = (),
     ) -> None:
         self._model: Any = model
         self._inputs = inputs
         self._temperature, self._seed = temperature, seed
-        self._rule, self._of_trees = rule, of_trees
+        self._rule, self._of_trees, self._suppressed = rule, of_trees, list(suppressed)
         self.accepted = 0
 
     def play(
@@ -154,7 +160,9 @@ class Player:
         ids = torch.tensor([[*text, *[0] * (longest - len(text))] for _, text in every])
         logits = self._logits(torch.tensor([request for request, _ in every]), ids)
         behind = torch.stack([row[len(text) - 1] for row, (_, text) in zip(logits, every, strict=True)])
-        p = (behind.float() / self._temperature).softmax(-1).double().tolist()
+        scores = behind.double() / self._temperature
+        scores[:, self._suppressed] = -torch.inf
+        p = scores.softmax(-1).tolist()
         return {q: [one for one, (request, _) in zip(p, every, strict=True) if request == q] for q in drafted}
 
     def _logits(self, requests: Tensor, ids: Tensor) -> Tensor:
@@ -169,19 +177,32 @@ def _drafted(recorded: Recording, told: Round | None, request: int) -> Drafted:
     if told is None or not told.proposal.num_nodes:
         return Drafted({"tokens": [], "parents": [], "valid": []}, None, specdec.Law.GIVEN, True)
     row, proposal = told.requests.index(request), told.proposal
-    if not (recorded.trees or proposal.is_chain):
-        proposal, _ = proposal.first_chain()
-    if recorded.replays:
-        proposal = proposal.cut(told.limit)
-    valid = proposal.valid[row].cumprod(0).bool() if proposal.is_chain else proposal.valid[row]
-    parts = {"tokens": proposal.tokens[row], "parents": proposal.parents[row], "valid": valid}
+    parts = {"tokens": proposal.tokens[row], "parents": proposal.parents[row], "valid": proposal.valid[row]}
     nodes: dict[str, list[Any]] = {name: part.tolist() for name, part in parts.items()}
     q: Rows | None = None
     if proposal.q is not None and proposal.q_index is not None:
         q = proposal.q[row, proposal.q_index[row]].double().tolist()  # one a node
+    law, is_chain = proposal.law, proposal.is_chain
+    if not (recorded.trees or is_chain):
+        nodes, q = _eldest(nodes, q)
+        law, is_chain = specdec.Law.GIVEN if q is None else specdec.Law.IID, True
+    if is_chain:  # ends at its first gap, and where the row's limit is
+        most = told.limit[row] if recorded.replays else len(nodes["valid"])
+        nodes["valid"] = [all(nodes["valid"][: i + 1]) and i < most for i in range(len(nodes["valid"]))]
+    if q is not None:
         nodes["q_index"] = list(range(len(q)))
-    _without_the_impossible(nodes, q, proposal.law)
-    return Drafted(nodes, q, proposal.law, proposal.is_chain)
+    _without_the_impossible(nodes, q, law)
+    return Drafted(nodes, q, law, is_chain)
+
+
+def _eldest(nodes: dict[str, list[Any]], q: Rows | None) -> tuple[dict[str, list[Any]], Rows | None]:
+    """What a memory of one branch verifies of a tree: from the root on, each node's eldest child, while they count."""
+    path, node = [], -1
+    while node in nodes["parents"] and nodes["valid"][nodes["parents"].index(node)]:
+        node = nodes["parents"].index(node)
+        path.append(node)
+    chain = {"tokens": [nodes["tokens"][n] for n in path], "parents": list(range(-1, len(path) - 1))}
+    return {**chain, "valid": [True] * len(path)}, None if q is None else [q[n] for n in path]
 
 
 def _without_the_impossible(nodes: dict[str, list[Any]], q: list[list[float]] | None, law: specdec.Law) -> None:

@@ -59,7 +59,9 @@ def test_equals_generate(architecture: str, kind: str, batch_size: int, attentio
     if kind == "self":
         assert stats.acceptance_rate == 1.0
         assert stats.rounds == -(-(NEW_TOKENS - 1) // 5)
-    if kind == "model":  # both outcomes of verification were exercised
+    else:  # both outcomes of verification were exercised
+        assert 0 < stats.accepted < stats.drafted
+    if kind == "model":
         assert 0.05 < stats.acceptance_rate < 0.95
         assert stats.accepted_per_depth[-1] > 0
 

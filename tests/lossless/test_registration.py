@@ -10,10 +10,21 @@ from typing import get_args
 import families
 import pytest
 from families import ARCHITECTURES, family
-from lossless.registry import EACH_CHANGE, FAMILIES, MEMORIES, MEMORY_BASES, RULES, STEPWISE, STRATEGIES, WORKING
+from lossless.registry import (
+    EACH_CHANGE,
+    FAMILIES,
+    MEMORIES,
+    MEMORY_BASES,
+    RULES,
+    STEPWISE,
+    STRATEGIES,
+    WITHOUT_A_FAMILY,
+    WORKING,
+)
 
 import specdec
 import specdec.cache
+from specdec.cache.recurrent import HybridSlidingLayer
 from specdec.loop import Rule
 from specdec.target import ModelRunner
 
@@ -45,12 +56,21 @@ def test_every_rule_has_a_plain_reading() -> None:
 
 
 def test_every_memory_is_in_the_matrix() -> None:
-    assert set(MEMORIES) == kinds_of_memory(), "a kind of memory needs a family of models, and a line in MEMORIES"
+    assert set(WITHOUT_A_FAMILY) == {HybridSlidingLayer}, "no other kind of memory is excused"
+    assert not set(MEMORIES) & set(WITHOUT_A_FAMILY)
+    every = {*MEMORIES, *WITHOUT_A_FAMILY}
+    assert every == kinds_of_memory(), "a kind of memory needs a family of models, and a line in MEMORIES"
     for kind, name in MEMORIES.items():
-        if not name.startswith("none"):
-            assert name in WORKING
-            cache = ModelRunner(family(name)).new_cache(1, 1)
-            assert kind in {type(layer) for layer in cache.layers}
+        assert name in WORKING
+        cache = ModelRunner(family(name)).new_cache(1, 1)
+        assert kind in {type(layer) for layer in cache.layers}
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_the_excused_memory_has_no_family(name: str) -> None:
+    """Where one has it, it belongs in MEMORIES."""
+    cache = ModelRunner(family(name)).new_cache(1, 1)
+    assert not {type(layer) for layer in cache.layers} & set(WITHOUT_A_FAMILY)
 
 
 def test_every_family_that_works_is_a_row() -> None:

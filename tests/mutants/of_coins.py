@@ -146,7 +146,10 @@ TYPES = [
         _TYPES,
         "broken = ((tokens != self.tokens) | (parents != self.parents)) & valid",
         "broken = (parents != self.parents) & valid",
-        ["tests/test_generate.py::test_a_broken_drafter_gets_a_typed_error"],
+        [
+            "tests/lossless/test_shipped_bugs.py::test_out_of_range_ids",
+            "tests/test_generate.py::test_a_broken_drafter_gets_a_typed_error",
+        ],
     ),
     Mutant(
         "padding that is no token breaks the contract",

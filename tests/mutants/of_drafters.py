@@ -108,7 +108,10 @@ MODEL = [
         _MODEL,
         "logits = logits[..., : state.vocab_size]",
         "logits = logits[..., -state.vocab_size :]",
-        ["tests/drafters/test_model.py::test_padded_vocabularies"],
+        [
+            "tests/lossless/test_shipped_bugs.py::test_padded_vocabularies",
+            "tests/drafters/test_model.py::test_padded_vocabularies",
+        ],
     ),
     Mutant(
         "a chain goes on past the draft's own context",

@@ -123,7 +123,7 @@ CALL = [
         _DECODE,
         "return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))",
         "return 0",
-        [f"{_INTERPRETER}::test_seeding"],
+        ["tests/lossless/test_shipped_bugs.py::test_seeds_ignored", f"{_INTERPRETER}::test_seeding"],
     ),
     Mutant(
         "the generator given is ignored",
@@ -219,7 +219,11 @@ STOPPING = [
         _STOPPING,
         "stop = next((i for i, t in enumerate(tokens) if t in self.limits.eos_token_ids), None)",
         "stop = len(tokens) - 1 if tokens and tokens[-1] in self.limits.eos_token_ids else None",
-        [f"{_GREEDY}::test_eos_inside_an_accepted_block", _STOPS],
+        [
+            "tests/lossless/test_shipped_bugs.py::test_eos_inside_an_accepted_block",
+            f"{_GREEDY}::test_eos_inside_an_accepted_block",
+            _STOPS,
+        ],
     ),
     Mutant(
         "EOS itself is left out",
@@ -240,7 +244,7 @@ STOPPING = [
         _STOPPING,
         "lengths = range(before + 1, len(self.outputs[row]) + 1)",
         "lengths = range(len(self.outputs[row]), len(self.outputs[row]) + 1)",
-        ["tests/test_stop_strings.py"],
+        ["tests/lossless/test_shipped_bugs.py::test_stop_strings_across_a_block", "tests/test_stop_strings.py"],
     ),
     Mutant(
         "a stop string that begins in the prompt is not seen",
@@ -291,7 +295,7 @@ STOPPING = [
         "streaming.py",
         "self._rows[row] += tokens",
         "self._rows[row] += tokens[-1:]",
-        ["tests/test_streaming.py"],
+        ["tests/lossless/test_shipped_bugs.py::test_the_last_token_only_being_streamed", "tests/test_streaming.py"],
     ),
     Mutant(
         "a step is streamed before the slowest row has it",

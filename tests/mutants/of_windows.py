@@ -8,6 +8,7 @@ _WINDOW, _TARGET, _FEEDING = "window.py", "target.py", "feeding.py"
 _TESTS = "tests/test_window.py"
 _GREEDY = "tests/lossless/test_greedy_equality.py::test_equals_generate"
 _RAGGED = [f"{_GREEDY}[llama-model-3-sdpa]", f"{_GREEDY}[gpt2-model-3-sdpa]"]
+_SHIPPED = "tests/lossless/test_shipped_bugs.py"
 _TREES = "tests/lossless/test_trees.py"
 _MODELS = "tests/test_models.py::test_equals_generate"
 
@@ -17,7 +18,11 @@ MUTANTS = [
         _WINDOW,
         "node_depth = node_index + 1 if ancestors is None else ancestors.sum(-1).gather(1, node_index)",
         "node_depth = node_index + 1",
-        [_TESTS, f"{_TREES}::test_greedy_equality"],
+        [
+            "tests/lossless/test_shipped_bugs.py::test_tree_positions_under_rope",
+            _TESTS,
+            f"{_TREES}::test_greedy_equality",
+        ],
     ),
     Mutant(
         "drafts stand one position too early",

@@ -55,6 +55,10 @@ def write_page(path: pathlib.Path, mutants: Sequence[Mutant], found: Mapping[str
         f"**{killed} of {len(found)} killed**{f', {left} not run yet' if left else ''}; {minutes:.0f} minutes in all "
         f"on a shared core ({machine}).",
         "",
+        "Not all of it was run on one state of the code: a result is kept while the mutant's place, its change and the",
+        "names of its tests stay the same, though other code and the tests' own text may have changed since. A run",
+        "without `--keep` runs everything anew.",
+        "",
         "| file | bug | | noticed by | s |",
         "|---|---|---|---|---:|",
     ]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.mutants import of_coins, of_drafters, of_graphs, of_loop, of_memory, of_rules, of_windows
+from tests.mutants import (
+    of_coins,
+    of_drafters,
+    of_graphs,
+    of_guards,
+    of_large,
+    of_loop,
+    of_memory,
+    of_rules,
+    of_windows,
+)
 from tests.mutants.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
@@ -13,4 +23,6 @@ MUTANTS: list[Mutant] = [
     *of_loop.MUTANTS,
     *of_drafters.MUTANTS,
     *of_graphs.MUTANTS,
+    *of_large.MUTANTS,
+    *of_guards.MUTANTS,
 ]

@@ -37,15 +37,12 @@ def test_their_tests_exist() -> None:
     [
         ("return rest", "return otherwise", "found 0 times"),
         ("import", "import", "times"),
-        ("def greedy(", "def greedy(x, ", "changes nothing|"),
+        ("def greedy(", "def greedy (", "changes nothing"),  # for Python, though the text is another one
         ("def greedy(", "def greedy((", "no Python"),
         ("# Nothing is left", "# Nothing", "found 0 times"),
     ],
 )
 def test_what_does_not_fit_is_named(old: str, new: str, words: str) -> None:
     mutant = Mutant("a mutant", "verify/rules.py", old, new, ["tests/verify/test_rules.py"])
-    if words.startswith("changes nothing"):
-        mutant.applied()
-        return
     with pytest.raises(MutantError, match=words):
         mutant.applied()

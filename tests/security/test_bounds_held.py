@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import LogitsProcessor
 import specdec
 from specdec.cache.recurrent import RecurrentLayer
 from specdec.controller import MAX_DRAFT_TOKENS
+from specdec.drafters.jacobi import Pool
 from specdec.drafters.shapes import optimal_tree
 from specdec.generate import MOST_NESTED
 from specdec.types import MAX_NODES
@@ -78,8 +80,7 @@ def test_indexes_are_bounded_in_all() -> None:
 
 
 def test_indexes_of_a_request_grow_with_its_text_only() -> None:
-    """Of a text of any content: two states a token, an n-gram a size and token, as many n-grams as the pool holds."""
-    from specdec.drafters.jacobi import Pool
+    """Of a text of any content: two states a token, an n-gram a size and token."""
     from specdec.drafters.ngram import NgramIndex
     from specdec.drafters.suffix_automaton import SuffixAutomaton
 
@@ -90,8 +91,40 @@ def test_indexes_of_a_request_grow_with_its_text_only() -> None:
         ngrams.propose(text, 4)
         assert max(len(v) for v in vars(automaton).values() if hasattr(v, "__len__")) <= 2 * len(text) + 1
         assert len(ngrams._ends) <= 5 * len(text)
+
+
+@pytest.mark.parametrize("max_candidates", [3, 100], ids=["some of a token", "all of a token"])
+@pytest.mark.parametrize("firsts", [1, 7, 100_000], ids=["one first token", "seven", "all different"])
+def test_lookaheads_pool_is_bounded(firsts: int, max_candidates: int) -> None:
+    """Ten times as many n-grams as it may hold, all different: it holds no more at any time, and counts rightly."""
+    most, pool = 100, Pool(max_candidates, 100)
+    for number in range(10 * most):
+        pool.add(number % firsts, (number, number + 1))
+        assert len(pool) <= most
+        assert pool.candidates(number % firsts)[0] == (number, number + 1), "the latest stays"
+        if number % 41 == 0:
+            assert sum(len(pool.candidates(first)) for first in range(min(firsts, 10 * most))) == len(pool)
+    assert len(pool) >= min(most, max_candidates * firsts) // 2, "all of one token's leave at once, no more"
+    # One token's n-grams are never too many, since no drafter is made that allows it more than there may be in all.
+    with pytest.raises(specdec.OptionError, match="max_ngrams"):
+        specdec.LookaheadDrafter(max_candidates=most + 1, max_ngrams=most)
+
+
+def test_lookahead_passes_its_bound_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drafter's own: 16,384 unless another one is asked for, and no pool of a call is larger."""
     assert inspect.signature(specdec.LookaheadDrafter).parameters["max_ngrams"].default == 16_384
-    assert "max_ngrams" in inspect.getsource(Pool)
+    sizes, add = [], Pool.add
+
+    def counted(self: Pool, first: int, rest: tuple[int, ...]) -> None:
+        add(self, first, rest)
+        sizes.append(len(self))
+
+    monkeypatch.setattr(Pool, "add", counted)
+    for most in (5, 1000):
+        sizes.clear()
+        drafter = specdec.LookaheadDrafter(4, 3, 3, max_ngrams=most)
+        specdec.generate(TARGET, **prompts(1), drafter=drafter, max_new_tokens=40, do_sample=False)
+        assert (max(sizes) <= most) if most == 5 else (max(sizes) > 5)
 
 
 def test_snapshots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,19 +191,49 @@ def test_keeping_texts_is_for_the_user_to_ask() -> None:
 
 
 def test_the_models_forward_is_the_models_own_during_a_call() -> None:
-    """Nothing is patched, not even while the call runs (afterwards: tests/faults/test_fault_points.py)."""
-    seen = []
+    """Nothing is patched and no config is written, not even while the call runs.
 
-    def look(_: specdec.Committed) -> None:
-        for model in (TARGET, DRAFT):
-            patched = [n for m in model.modules() for n in vars(m) if n in ("forward", "generate", "__call__")]
-            seen.append((patched, model.training, type(model).forward))
+    Looked at where somebody else could: in the models' forwards, a processor, and as tokens are committed. Afterwards
+    `tests/faults/test_fault_points.py` looks.
+    """
+    seen: list[tuple[str, list[Any]]] = []
 
-    before = type(TARGET).forward
-    for drafter in (DRAFT, "early-exit:1", specdec.LayerSkipDrafter([1])):
-        specdec.generate(TARGET, **prompts(1), drafter=drafter, num_draft_tokens=3, max_new_tokens=8, on_commit=look)
-    assert seen
-    assert all(one == ([], False, before) for one in seen)
+    def state() -> list[Any]:
+        patched = [
+            name
+            for model in (TARGET, DRAFT)
+            for module in model.modules()
+            for name in vars(module)
+            if name in ("forward", "generate", "__call__")
+        ]
+        written = [(m.training, type(m).forward, m.config.to_dict(), m.generation_config.to_dict(), id(m.config),
+                    id(m.generation_config), m.config._attn_implementation) for m in (TARGET, DRAFT)]  # fmt: skip
+        return [patched, copy.deepcopy(written)]
+
+    def look(where: str) -> Callable[..., None]:
+        return lambda *_: seen.append((where, state()))
+
+    class Looks(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            look("processor")()
+            return scores
+
+    before = state()
+    assert before[0] == []
+    handles = [model.lm_head.register_forward_hook(look("forward")) for model in (TARGET, DRAFT)]
+    settings: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temperature": 0.7, "top_k": 9}]
+    try:
+        for drafter in (DRAFT, "early-exit:1", specdec.LayerSkipDrafter([1])):
+            for setting in settings:
+                specdec.generate(
+                    TARGET, **prompts(1), drafter=drafter, num_draft_tokens=3, max_new_tokens=8, use_cache=True,
+                    eos_token_id=1, logits_processor=[Looks()], on_commit=look("commit"), **setting,
+                )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert {where for where, _ in seen} == {"forward", "processor", "commit"}
+    assert [where for where, now in seen if now != before] == []
 
 
 # Calls inside calls
