@@ -14,7 +14,7 @@ import families
 import pytest
 import torch
 from equality.coupling import GumbelNoise
-from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES, assert_both_ways, pairs, suppressed, text_of
+from lossless.registry import FAMILIES, REFUSED, RULES, STRATEGIES, assert_both_ways, pairs, seeds, suppressed, text_of
 from lossless.replay import Player, Recording, seed_of
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -27,9 +27,9 @@ TEMPERATURE = 1.5  # tiny random models have wide logits
 
 
 @cache
-def coupled(name: str, is_narrow: bool) -> Tensor:
+def coupled(name: str, seed: int, is_narrow: bool) -> Tensor:
     """What transformers writes under noise; in few letters or in all."""
-    noise, narrow = LogitsProcessorList([GumbelNoise()]), text_of(name, "n-gram") if is_narrow else {}
+    noise, narrow = LogitsProcessorList([GumbelNoise(seed)]), text_of(name, "n-gram") if is_narrow else {}
     return families.family(name).generate(
         **families.inputs(name, ROWS), **narrow, max_new_tokens=NEW_TOKENS, do_sample=False, logits_processor=noise
     )
@@ -41,9 +41,10 @@ def coupled_families() -> list[Any]:
     return [n if n in ("gpt2", "gemma3_text", "bloom") else pytest.param(n, marks=pytest.mark.long) for n in names]
 
 
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", coupled_families())
-def test_coupled_sampling_equals_generate(name: str, strategy: str) -> None:
+def test_coupled_sampling_equals_generate(name: str, strategy: str, seed: int) -> None:
     if (name, strategy) in REFUSED:
         pytest.skip("refused; see test_strategy_matrix.py")
     stats: list[specdec.SpeculationStats] = []
@@ -54,12 +55,12 @@ def test_coupled_sampling_equals_generate(name: str, strategy: str) -> None:
         num_draft_tokens=4,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
-        logits_processor=LogitsProcessorList([GumbelNoise()]),
+        logits_processor=LogitsProcessorList([GumbelNoise(seed)]),
         on_finish=stats.append,
         **text_of(name, strategy),
     )
-    assert torch.equal(out, coupled(name, bool(text_of(name, strategy))))
-    assert_both_ways(name, strategy, ROWS, stats[0])
+    assert torch.equal(out, coupled(name, seed, bool(text_of(name, strategy))))
+    assert_both_ways(name, strategy, ROWS, stats[0], seed)
 
 
 def rules() -> list[Any]:
@@ -72,14 +73,15 @@ def rules() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize(("name", "strategy", "rule"), rules())
-def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: str) -> None:
+def test_rules_decide_as_their_plain_readings(name: str, strategy: str, rule: str, seed: int) -> None:
     if (name, strategy) in REFUSED:
         pytest.skip("refused; see test_strategy_matrix.py")
-    check(name, strategy, rule)
+    check(name, strategy, rule, seed=seed)
 
 
-def sampled(name: str, strategy: str, rule: str, **how: Any) -> Tensor:
+def sampled(name: str, strategy: str, rule: str, seed: int = 0, **how: Any) -> Tensor:
     """The call that is replayed; its output."""
     call: dict[str, Any] = {"drafter": STRATEGIES[strategy].make(name), "num_draft_tokens": 4, "rule": rule}
     call |= {**text_of(name, strategy), **how}
@@ -90,17 +92,19 @@ def sampled(name: str, strategy: str, rule: str, **how: Any) -> Tensor:
         do_sample=True,
         temperature=TEMPERATURE,
         top_k=0,
-        generator=torch.Generator().manual_seed(5),
+        generator=torch.Generator().manual_seed(5 + seed),
         **call,
     )
 
 
-def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: Any) -> specdec.SpeculationStats:
+def check(
+    name: str, strategy: str, rule: str, eos: int | None = None, seed: int = 0, **how: Any
+) -> specdec.SpeculationStats:
     """One sampled call and its replay; returns the call's statistics."""
     model, inputs = families.family(name), families.inputs(name, ROWS)
     recorded = Recording(STRATEGIES[strategy].make(name))
     stats: list[specdec.SpeculationStats] = []
-    out = sampled(name, strategy, rule, drafter=recorded, on_finish=stats.append, eos_token_id=eos, **how)
+    out = sampled(name, strategy, rule, seed=seed, drafter=recorded, on_finish=stats.append, eos_token_id=eos, **how)
     if name == "whisper":  # whose generate() returns what follows the beginning
         out = torch.cat([torch.full((ROWS, 1), model.generation_config.decoder_start_token_id), out], dim=1)
     mask = inputs.get("attention_mask")
@@ -109,7 +113,7 @@ def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: An
         mask = torch.ones(ROWS, prompt_length, dtype=torch.int64)
     prompts = [row[:prompt_length][keep.bool()].tolist() for row, keep in zip(out, mask, strict=True)]
     forbidden = suppressed(name, strategy)
-    player = Player(model, inputs, TEMPERATURE, seed_of(5), RULES[rule], RULES["rejection"], forbidden)
+    player = Player(model, inputs, TEMPERATURE, seed_of(5 + seed), RULES[rule], RULES["rejection"], forbidden)
     played = player.play(recorded, prompts, NEW_TOKENS, eos)
     new = [text[len(prompt) :] for text, prompt in zip(played, prompts, strict=True)]
     assert [row + [0] * (out.shape[1] - prompt_length - len(row)) for row in new] == out[:, prompt_length:].tolist()
@@ -117,5 +121,5 @@ def check(name: str, strategy: str, rule: str, eos: int | None = None, **how: An
         assert player.accepted >= stats[0].accepted
     else:
         assert player.accepted == stats[0].accepted or eos is not None
-    assert_both_ways(name, strategy, ROWS, stats[0])
+    assert_both_ways(name, strategy, ROWS, stats[0], seed)
     return stats[0]

@@ -12,7 +12,7 @@ from functools import cache
 import families
 import pytest
 import torch
-from lossless.registry import REFUSED, STRATEGIES, assert_both_ways, pairs, text_of
+from lossless.registry import REFUSED, STRATEGIES, assert_both_ways, pairs, seeds, text_of
 from torch import Tensor
 
 import specdec
@@ -22,15 +22,16 @@ NEW_TOKENS = 32
 
 
 @cache
-def reference(name: str, batch_size: int, is_narrow: bool) -> Tensor:
+def reference(name: str, batch_size: int, seed: int, is_narrow: bool) -> Tensor:
     """What transformers writes; in few letters or in all."""
-    inputs, narrow = families.inputs(name, batch_size), text_of(name, "n-gram") if is_narrow else {}
+    inputs, narrow = families.inputs(name, batch_size, seed), text_of(name, "n-gram") if is_narrow else {}
     return families.family(name).generate(**inputs, **narrow, max_new_tokens=NEW_TOKENS, do_sample=False)
 
 
-@pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("batch_size", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 5))])
 @pytest.mark.parametrize(("name", "strategy"), [pytest.param(n, s, marks=marks) for n, s, marks in pairs(1)])
-def test_equals_generate(name: str, strategy: str, batch_size: int) -> None:
+def test_equals_generate(name: str, strategy: str, batch_size: int, seed: int) -> None:
     if (name, strategy) in REFUSED:
         with pytest.raises(UnsupportedModelError, match=REFUSED[name, strategy]):
             STRATEGIES[strategy].make(name).check(families.family(name))
@@ -38,7 +39,7 @@ def test_equals_generate(name: str, strategy: str, batch_size: int) -> None:
     stats: list[specdec.SpeculationStats] = []
     out = specdec.generate(
         families.family(name),
-        **families.inputs(name, batch_size),
+        **families.inputs(name, batch_size, seed),
         drafter=STRATEGIES[strategy].make(name),
         num_draft_tokens=4,
         max_new_tokens=NEW_TOKENS,
@@ -46,5 +47,5 @@ def test_equals_generate(name: str, strategy: str, batch_size: int) -> None:
         on_finish=stats.append,
         **text_of(name, strategy),
     )
-    assert torch.equal(out, reference(name, batch_size, bool(text_of(name, strategy))))
-    assert_both_ways(name, strategy, batch_size, stats[0])
+    assert torch.equal(out, reference(name, batch_size, seed, bool(text_of(name, strategy))))
+    assert_both_ways(name, strategy, batch_size, stats[0], seed)
