@@ -197,8 +197,30 @@ class AutoLength(_Measured):
         depth = min(self._best, self._most)
         # What a step costs may rise in stairs: the one below is tried once, where only a guess speaks against it.
         width, known = depth + 1 + round(self._refed), self._costs.is_known
-        is_settled = depth == self._asked and depth > 1 and known(width)
-        return depth - 1 if is_settled and not known(width - 1) else depth
+        if depth != self._asked or not known(width):
+            return depth
+        if depth > 1 and not known(width - 1):
+            return depth - 1
+        return min(self._doubted() or depth, self._most)
+
+    def _doubted(self) -> int:
+        """A depth that would be the best if its step cost what the others say, and was timed too seldom to tell; or 0.
+
+        One busy moment of the machine, in the only round that had this depth, would rule it out for the whole text.
+        """
+        doubtful, refed = self._costs.doubtful(), round(self._refed)
+        if not doubtful or self._costs.draft is None:
+            return 0
+        steps = self._costs.steps(max(doubtful), without=doubtful)
+        expected, product, best, gain = 1.0, 1.0, 0, self._gain
+        for depth, rate in enumerate(self._acceptance.by_depth(min(MAX_DRAFT_TOKENS, max(doubtful) - 1 - refed)), 1):
+            product *= rate
+            expected += product
+            width = depth + 1 + refed
+            found = expected * steps[0] / (depth * self._costs.draft + steps[width - 1])
+            if width in doubtful and found > gain:
+                best, gain = depth, found
+        return best
 
     def record(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float

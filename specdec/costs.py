@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Sequence
 
 
 class _Recent:
@@ -13,6 +14,12 @@ class _Recent:
         self._is_stale = False
         self.median: float | None = None  # None until something was added
         self.count = 0
+        self.round = 0  # of the last one
+
+    @property
+    def is_sure(self) -> bool:
+        """Measured often enough that one busy moment of the machine is not what is known."""
+        return len(self._last) >= 3 and not self._is_stale
 
     def add(self, value: float) -> None:
         if self._is_stale:
@@ -42,6 +49,7 @@ class Costs:
         needs_plain: a step without drafts has to be measured before anything can be compared.
     """
 
+    _OLD = 96  # rounds after which a measurement is the machine's past
     _SPIKE = 3.0  # times what is known is what a round is charged at most: another process is not the draft's fault
 
     def __init__(self) -> None:
@@ -52,7 +60,7 @@ class Costs:
         self._has_drafted = False
         self._is_draft_doubted = False  # its first measurement was: a plain step a token
         self._lag = 0.0  # tokens a row committed since the draft last ran
-        self._rows = 0
+        self._rows = self._round = 0
         self.widest = 0
         self.needs_plain = True
 
@@ -86,6 +94,10 @@ class Costs:
             for recent in self._step.values():
                 recent.age()
             self.needs_plain = True
+        self._round += 1
+        for recent in self._step.values():
+            if self._round - recent.round > self._OLD:
+                recent.age()
         drafting = self._drafted(depth, draft_seconds)
         step = self._stepped(width, step_seconds)
         self._lag = 0.0 if depth else self._lag + tokens
@@ -95,6 +107,10 @@ class Costs:
     def is_known(self, width: int) -> bool:
         """A step of this width was measured."""
         return width in self._step
+
+    def doubtful(self) -> list[int]:
+        """Widths measured less than three times, or long ago; the plain step's aside."""
+        return [width for width, recent in self._step.items() if width > 1 and not recent.is_sure]
 
     @property
     def num_plain(self) -> int:
@@ -112,6 +128,7 @@ class Costs:
             recent = self._step[width] = _Recent()
             self.widest = max(self.widest, width)
         recent.add(seconds)
+        recent.round = self._round
         if width == 1:
             self.needs_plain = False
         return min(seconds, self._SPIKE * (recent.median or 0.0))
@@ -145,14 +162,15 @@ class Costs:
     def _plain_seconds(self) -> float:
         return min(recent.median or 0.0 for recent in self._step.values())
 
-    def steps(self, most: int) -> list[float]:
-        """Seconds of steps over 1, 2, ..., most tokens."""
+    def steps(self, most: int, without: Collection[int] = ()) -> list[float]:
+        """Seconds of steps over 1, 2, ..., most tokens; without: widths whose measurements are left out."""
         known: list[tuple[int, float]] = []
         least = float("inf")
-        for width in sorted(self._step, reverse=True):
+        widths = sorted(self._step.keys() - without)
+        for width in reversed(widths):
             least = min(least, self._step[width].median or 0.0)
             known.append((width, least))
-        last, dearest = known[0]
+        dearest = known[0][1]
         width, seconds = known.pop()
         found = [seconds] * min(width, most)
         while known and len(found) < most:
@@ -160,12 +178,11 @@ class Costs:
             rise = (more - seconds) / (following - width)
             found += [seconds + rise * i for i in range(1, min(following, most) - width + 1)]
             width, seconds = following, more
-        return found if len(found) == most else found + self._beyond(last, dearest, most)
+        return found if len(found) == most else found + self._beyond(widths, dearest, most)
 
-    def _beyond(self, last: int, dearest: float, most: int) -> list[float]:
-        """Seconds of steps wider than the last measured one."""
-        widths = sorted(self._step)
-        slope = 0.0
+    def _beyond(self, widths: Sequence[int], dearest: float, most: int) -> list[float]:
+        """Seconds of steps wider than the last one of `widths`."""
+        slope, last = 0.0, widths[-1]
         if len(widths) > 1:
             # A step up a stair is not the stair's slope: what is too hopeful is soon measured.
             near, far = (

@@ -247,6 +247,24 @@ def test_one_stall_is_no_verdict() -> None:
         assert sum(call.speed for call in calls) / len(calls) > 0.85 * ideal, number
 
 
+@pytest.mark.parametrize("name", ["compiled", "float32", "bfloat16", "gpu"])
+def test_busy_moments_do_not_hide_a_longer_draft(name: str) -> None:
+    """Every seventh round looks longer than it is, now and then the first of its depth."""
+    ideal = max(MACHINES[name].fixed(1.0, k) for k in range(MAX_DRAFT_TOKENS + 1))
+    for seed in range(18):
+        moods = random.Random(1000 + seed)
+        stall = lambda _: moods.uniform(1.3, 2.2) if moods.random() < 0.15 else 1.0  # noqa: E731, B023
+        assert decode(MACHINES[name], always(True), seed=seed, stall=stall).speed > 0.87 * ideal, seed
+
+
+def test_what_was_dear_long_ago_is_timed_again() -> None:
+    """Wide steps cost three times as much at first, often enough to be sure of."""
+    dear = Machine({1: 1.0, 3: 1.03, 4: 3.0, 17: 3.5}, GPU.draft)
+    call = decode(GPU, always(True), 3000, clock=lambda place: dear if place < 150 else GPU)
+    assert max(call.asked[10:40]) < 8
+    assert call.asked[-60:-2].count(MAX_DRAFT_TOKENS) > 50
+
+
 def test_a_batch_that_shrinks_measures_plain_steps_again() -> None:
     """Fewer rows, other costs: the next round is plain."""
     controller = AutoLength()
