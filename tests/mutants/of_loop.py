@@ -1,4 +1,5 @@
-"""Mutants of the loop and its surroundings: loop.py, decode.py, state.py, stopping.py, streaming.py, controller.py."""
+"""Mutants of the loop and its surroundings: loop.py, decode.py, state.py, stopping.py, streaming.py,
+controller.py, costs.py."""
 
 from __future__ import annotations
 
@@ -333,6 +334,20 @@ CONTROLLER = [
         "controller.py",
         "found = expected * plain / (depth * draft + steps[depth + refed])",
         "found = expected * plain / (depth * draft + plain)",
+        ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "a width timed in one busy moment is taken for its price",
+        "costs.py",
+        "return len(self._last) >= 3 and not self._is_stale",
+        "return not self._is_stale",
+        ["tests/test_auto_bounds.py"],
+    ),
+    Mutant(
+        "what a width cost long ago is its price for ever",
+        "costs.py",
+        "if self._round - recent.round > self._OLD:",
+        "if self._round < 0:",
         ["tests/test_auto_bounds.py"],
     ),
     Mutant(
