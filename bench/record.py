@@ -94,6 +94,7 @@ def check(
     """
     found = guard.bounds(comparison, plain, ours)
     benchmark.extra_info["bounds"] += [bound.info() for bound in found]
+    benchmark.extra_info["not_judged"] = sorted(set(ours) - {bound.side for bound in found})
     benchmark.extra_info["round_ms"] = {engine: guard.milliseconds(comparison, engine) for engine in plain}
     fail_if_unequal(benchmark.extra_info["sides"], [*ours, *plain.values()])
     guard.fail_if_impossible(found)

@@ -75,7 +75,11 @@ def bounds(infos: Sequence[Info]) -> str:
             ]
         )
     columns = "dtype|batch|context|temperature|comparison|ratio|bound|acceptance length|lowest ratio / highest bound|"
-    return table(columns + "verdict", rows)
+    unjudged = sorted({side for info in infos for side in info.get("not_judged", ())})
+    if not unjudged:
+        return table(columns + "verdict", rows)
+    why = f"Not judged, since a text ended before a round could be timed: {', '.join(unjudged)}."
+    return table(columns + "verdict", rows) + "\n\n" + why
 
 
 def costs(infos: Sequence[Info]) -> str:

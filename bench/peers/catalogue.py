@@ -36,12 +36,16 @@ class Peer:
         """How its worker is started."""
         return [python, str(WORKERS / self.script)]
 
-    def environment(self, python: str) -> dict[str, str]:
-        """The variables of its worker."""
+    def preloaded(self, python: str) -> list[str]:
+        """The libraries of `preload` that are there."""
         # Not resolved: the environment's python is a link to the system's.
         prefix = Path(python).absolute().parent.parent
         places = ((Path("/"), glob[1:]) if glob.startswith("/") else (prefix, glob) for glob in self.preload)
-        libraries = [str(library) for where, glob in places for library in sorted(where.glob(glob))[:1]]
+        return [str(library) for where, glob in places for library in sorted(where.glob(glob))[:1]]
+
+    def environment(self, python: str) -> dict[str, str]:
+        """The variables of its worker."""
+        libraries = self.preloaded(python)
         return dict(self.variables) | ({"LD_PRELOAD": ":".join(libraries)} if libraries else {})
 
 

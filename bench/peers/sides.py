@@ -144,7 +144,11 @@ class Peers:
         peer, log = PEERS[name], self._logs / f"{name}-{mode}.log"
         worker = self._stack.enter_context(worker_of(peer, python, self._asked.threads, log))
         load = Load(**vars(self._asked) | {"mode": mode})
-        self.loaded[f"{peer.title} {mode}"] = worker.load(load)
+        loaded = worker.load(load)
+        if peer.preload:  # it may be slow without, which the table must say
+            names = sorted({Path(library).name for library in peer.preloaded(python)})
+            loaded = replace(loaded, dtype=f"{loaded.dtype}; preloads {', '.join(names) or 'nothing'}")
+        self.loaded[f"{peer.title} {mode}"] = loaded
 
         def run(batch: Batch) -> Outcome:
             ids = batch["input_ids"][0].tolist()

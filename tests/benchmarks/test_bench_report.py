@@ -55,6 +55,13 @@ def test_kinds_have_a_table_of_their_own() -> None:
     assert rows["compiled suffix auto"]["code"] == ""
 
 
+def test_what_was_not_judged_is_told() -> None:
+    data = made_up.data()
+    assert "Not judged" not in report(data)
+    data["benchmarks"][0]["extra_info"]["not_judged"] = ["compiled model auto"]
+    assert "Not judged, since a text ended before a round could be timed: compiled model auto." in report(data)
+
+
 def test_the_bounds_that_come_nearest_stand_first_and_say_what_was_found() -> None:
     data = made_up.data()
     worst = data["benchmarks"][3]["extra_info"]["bounds"][2]

@@ -162,6 +162,7 @@ def test_libraries_that_are_there_are_preloaded(tmp_path: Path) -> None:
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     python, variables = str(tmp_path / "bin" / "python"), {"A": "1"}
     peer = Peer("p", "P", "", (), variables=variables, preload=("lib/libiomp5.so", "/nowhere/lib*.so"))
+    assert peer.preloaded(python) == [f"{tmp_path}/lib/libiomp5.so"]
     assert peer.environment(python) == {"A": "1", "LD_PRELOAD": f"{tmp_path}/lib/libiomp5.so"}
     assert Peer("p", "P", "", (), variables=variables, preload=("lib/none.so",)).environment(python) == {"A": "1"}
 
