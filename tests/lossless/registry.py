@@ -167,13 +167,17 @@ _TOGETHER = "a round of level rows ends where the slowest row's does: a weak dra
 _BY_CHANCE = "its draft must be another family's, and is right in one of a hundred tokens"
 _WEAK = ("early exit", "layer skip", "n-gram", "mixed", "other tokenizer, shared")
 SEVERAL_ROWS = {(name, strategy): _TOGETHER for name in LEVEL for strategy in _WEAK}
-ALL_ROWS = {(name, "other tokenizer, text"): _BY_CHANCE for name in LEVEL}
+_FEW_LAYERS = "what is left of its few layers says another token than all of them, nearly always"
+ALL_ROWS = {(name, "other tokenizer, text"): _BY_CHANCE for name in LEVEL} | {
+    ("nemotron_h", "layer skip"): _FEW_LAYERS,
+    ("whisper", "early exit"): _FEW_LAYERS,
+}
 
 
 def assert_both_ways(name: str, strategy: str, num_rows: int, stats: specdec.SpeculationStats, seed: int = 0) -> None:
     """Equality says little where nothing was accepted, or nothing rejected: both must have happened in the call.
 
-    One row's greedy text of few letters soon goes round in circles; what guesses from it may then be right each time.
+    Greedy text of few letters soon goes round in circles; what guesses from one row or two may then be right each time.
     Of further seeds no more is asked than that something was drafted.
     """
     accepted, drafted = stats.accepted, stats.drafted
@@ -182,4 +186,4 @@ def assert_both_ways(name: str, strategy: str, num_rows: int, stats: specdec.Spe
         return
     excused = {**ALL_ROWS, **(SEVERAL_ROWS if num_rows > 1 else {})}
     assert accepted > 0 or (name, strategy) in excused, (accepted, drafted)
-    assert accepted < drafted or (STRATEGIES[strategy].guesses and num_rows == 1), (accepted, drafted)
+    assert accepted < drafted or (STRATEGIES[strategy].guesses and num_rows <= 2), (accepted, drafted)
