@@ -56,6 +56,9 @@ def first_divergence(
     narrow = model(ids).logits[0, -1]
     wide_dtype = _WIDER.get(model.dtype, torch.float64)
     wider: torch.nn.Module = copy.deepcopy(model)
+    for module in wider.modules():  # of the copy: torch's grouped products of experts know no float64
+        if getattr(getattr(module, "config", None), "_experts_implementation", None) is not None:
+            module.config._experts_implementation = "eager"  # type: ignore[union-attr]
     wide = wider.to(wide_dtype)(ids).logits[0, -1]
     return Divergence(
         position, a, b, gap=float((wide[a] - wide[b]).abs()), noise=float((narrow.to(wide_dtype) - wide).abs().max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import families
 import pytest
 import torch
 
@@ -76,3 +77,15 @@ def test_a_near_tie_is_told_from_a_bug() -> None:
     assert not bug.is_near_tie
     assert first_divergence(target, ids, [best, twin], [best, twin]) is None
     assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
+
+
+def test_experts_are_arbitrated_in_float64() -> None:
+    """torch's grouped products, which experts take in float32, refuse it; the model's own config stays."""
+    model = families.family("mixtral")
+    model = copy.deepcopy(model).float()
+    model.config._experts_implementation = "grouped_mm"
+    with torch.no_grad():
+        best, second = model(torch.tensor([[5, 6, 7]])).logits[0, -1].topk(2).indices.tolist()
+    found = first_divergence(model, [5, 6, 7], [best], [second])
+    assert found is not None and not found.is_near_tie
+    assert model.config._experts_implementation == "grouped_mm" and model.dtype == torch.float32
