@@ -6,7 +6,7 @@ sampling the same seed may give another (equally distributed) text; a fixed numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 from specdec.costs import Costs
@@ -209,16 +209,12 @@ class AutoLength(_Measured):
         One busy moment of the machine, in the only round that had this depth, would rule it out for the whole text.
         """
         doubtful, refed = self._costs.doubtful(), round(self._refed)
-        if not doubtful or self._costs.draft is None:
+        most = min(MAX_DRAFT_TOKENS, max(doubtful, default=0) - 1 - refed)
+        if most < 1 or self._costs.draft is None:
             return 0
-        steps = self._costs.steps(max(doubtful), without=doubtful)
-        expected, product, best, gain = 1.0, 1.0, 0, self._gain
-        for depth, rate in enumerate(self._acceptance.by_depth(min(MAX_DRAFT_TOKENS, max(doubtful) - 1 - refed)), 1):
-            product *= rate
-            expected += product
-            width = depth + 1 + refed
-            found = expected * steps[0] / (depth * self._costs.draft + steps[width - 1])
-            if width in doubtful and found > gain:
+        best, gain = 0, self._gain
+        for depth, found in self._gains(most, self._costs.draft, without=doubtful):
+            if depth + 1 + refed in doubtful and found > gain:
                 best, gain = depth, found
         return best
 
@@ -240,18 +236,27 @@ class AutoLength(_Measured):
         """The depth with the most expected tokens a second, and how many times plain decoding's that is."""
         if self._costs.draft is None:
             return self._best, self._gain
-        refed = round(self._refed)
-        most = min(MAX_DRAFT_TOKENS, max(1, 2 * (self._costs.widest - refed - 1)))
-        steps = self._costs.steps(most + 1 + refed)
-        plain, draft = steps[0], self._costs.draft
-        expected, product, best, gain = 1.0, 1.0, 0, 1.0
-        for depth, rate in enumerate(self._acceptance.by_depth(most), 1):
-            product *= rate
-            expected += product
-            found = expected * plain / (depth * draft + steps[depth + refed])
+        most = min(MAX_DRAFT_TOKENS, max(1, 2 * (self._costs.widest - round(self._refed) - 1)))
+        best, gain = 0, 1.0
+        for depth, found in self._gains(most, self._costs.draft):
             if found > gain:
                 best, gain = depth, found
         return best, gain
+
+    def _gains(self, most: int, draft: float, without: Collection[int] = ()) -> Iterator[tuple[int, float]]:
+        """Each depth up to `most`, and how many times plain decoding's tokens a second it is expected to bring.
+
+        Args:
+            draft: seconds a drafted token.
+            without: widths whose measurements are left out.
+        """
+        refed = round(self._refed)
+        steps = self._costs.steps(most + 1 + refed, without)
+        plain, expected, product = steps[0], 1.0, 1.0
+        for depth, rate in enumerate(self._acceptance.by_depth(most), 1):
+            product *= rate
+            expected += product
+            yield depth, expected * plain / (depth * draft + steps[depth + refed])
 
 
 class AutoSwitch(_Measured):

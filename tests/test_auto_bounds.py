@@ -265,6 +265,19 @@ def test_what_was_dear_long_ago_is_timed_again() -> None:
     assert call.asked[-60:-2].count(MAX_DRAFT_TOKENS) > 50
 
 
+def test_windows_that_grow_wider_than_what_is_doubted() -> None:
+    """A recurrent row begins to feed tokens again: what was timed twice before is narrower than any window since."""
+    controller, asked = AutoLength(), []
+    controller.record([0], [0], 1, 0.0, 1.0)
+    for number in range(120):
+        asked.append(controller.choose())
+        if asked[-1] == 0:
+            controller.record([0], [0], 1, 0.0, 1.0)
+        else:
+            controller.record([1], [int(number % 10 < 7)], 2 if number < 2 else 6, 0.5, 1.0)
+    assert asked[-20:].count(1) > 10
+
+
 def test_a_batch_that_shrinks_measures_plain_steps_again() -> None:
     """Fewer rows, other costs: the next round is plain."""
     controller = AutoLength()

@@ -332,8 +332,8 @@ CONTROLLER = [
     Mutant(
         "wider steps are taken to cost nothing",
         "controller.py",
-        "found = expected * plain / (depth * draft + steps[depth + refed])",
-        "found = expected * plain / (depth * draft + plain)",
+        "yield depth, expected * plain / (depth * draft + steps[depth + refed])",
+        "yield depth, expected * plain / (depth * draft + plain)",
         ["tests/test_auto_bounds.py"],
     ),
     Mutant(
