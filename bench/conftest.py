@@ -18,6 +18,7 @@ from bench.settings import BUNDLED, Models, Settings
 __all__ = ["Settings"]
 
 _OF_ANY_PAIR = ("test_axes.py", "test_compiled.py", "test_generate.py", "test_strategies.py")
+_ON_ANY_DEVICE = ("test_weights.py",)  # models of their own
 _COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 _SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
@@ -99,7 +100,8 @@ def _record(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     models = request.getfixturevalue("settings").models
-    if models != BUNDLED and request.path.name not in _OF_ANY_PAIR:
+    is_elsewhere = models.target is None and request.path.name in _ON_ANY_DEVICE
+    if models != BUNDLED and request.path.name not in _OF_ANY_PAIR and not is_elsewhere:
         pytest.skip(
             "measures the bundled pair or models of its own, on a CPU: leave out --target, --draft and --device"
         )

@@ -22,14 +22,20 @@ from specdec.types import Proposal
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 4},
     "170M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    # For GPUs, on which less is over before Python has asked for it.
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+    "7B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "300M": {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 14, "num_attention_heads": 20},
 }
 VOCAB = 16_384
 _READ_WIDTH = 1024  # inputs of the product that stands for a draft's forward
 
 
-def heavy(size: str, dtype: torch.dtype, positions: int = 8192) -> PreTrainedModel:
-    """A Llama of random weights drawn wide, so that its greedy text neither repeats nor hangs on near-ties."""
+def heavy(size: str, dtype: torch.dtype, positions: int = 8192, device: str = "cpu") -> PreTrainedModel:
+    """A Llama of random weights drawn wide, so that its greedy text neither repeats nor hangs on near-ties.
+
+    Drawn on the device: other weights on another one.
+    """
     config = LlamaConfig(
         **SIZES[size],
         num_key_value_heads=SIZES[size]["num_attention_heads"] // 4,
@@ -40,7 +46,7 @@ def heavy(size: str, dtype: torch.dtype, positions: int = 8192) -> PreTrainedMod
         pad_token_id=0,
         tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model: PreTrainedModel = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
         with torch.no_grad():
@@ -66,17 +72,22 @@ class Reading:
     """What a drafted token costs: one product with so many bytes of weights.
 
     Args:
-        num_bytes: in float32.
+        num_bytes: of the weights.
+        dtype: theirs.
+        device: theirs.
     """
 
-    def __init__(self, num_bytes: float) -> None:
-        rows = int(num_bytes / (4 * _READ_WIDTH))
-        self._weights = torch.ones(rows, _READ_WIDTH) if rows else None
+    def __init__(self, num_bytes: float, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        rows = int(num_bytes / (dtype.itemsize * _READ_WIDTH))
+        self._weights = torch.ones(rows, _READ_WIDTH, dtype=dtype, device=device) if rows else None
 
-    def pay(self, batch_size: int, tokens: int) -> None:
+    def pay(self, batch_size: int, tokens: int, wait: bool = False) -> None:
+        """wait: until a GPU has read them."""
         if self._weights is not None:
             for _ in range(tokens):
-                torch.nn.functional.linear(torch.ones(batch_size, _READ_WIDTH), self._weights)
+                torch.nn.functional.linear(self._weights.new_ones(batch_size, _READ_WIDTH), self._weights)
+            if wait and self._weights.is_cuda:
+                torch.cuda.synchronize(self._weights.device)
 
 
 FREE = Reading(0)
@@ -109,10 +120,11 @@ class _TextSession(DraftSession):
             part = list(self._texts[request][length : length + most])
             rows.append(part + [0] * (most - len(part)))
         self._cost.pay(len(rows), most)
-        tokens = torch.tensor(rows)
+        tokens = torch.tensor(rows).to(state.device, non_blocking=True)
         if min(limit) == most:
             return Proposal.chain(tokens)
-        return Proposal.chain(tokens, torch.arange(most) < torch.tensor(limit)[:, None])
+        valid = torch.arange(most) < torch.tensor(limit)[:, None]
+        return Proposal.chain(tokens, valid.to(state.device, non_blocking=True))
 
 
 class TextCandidates(CandidateGenerator):
@@ -129,7 +141,8 @@ class TextCandidates(CandidateGenerator):
         if most <= 0:
             return input_ids, None
         self._cost.pay(1, most)
-        return torch.cat([input_ids, torch.tensor([self._text[length : length + most]])], dim=1), None
+        new = torch.tensor([self._text[length : length + most]]).to(input_ids.device, non_blocking=True)
+        return torch.cat([input_ids, new], dim=1), None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
         """k is constant."""

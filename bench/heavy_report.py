@@ -26,7 +26,7 @@ def parts(infos: Sequence[Info]) -> list[str]:
             first = chosen[0]
             found += [
                 f"### {kind.capitalize()}",
-                f"{first['threads']} threads on {first['cpus']} CPUs; torch {first['torch']}, transformers "
+                f"{_where(first)}; torch {first['torch']}, transformers "
                 f"{first['transformers']}; {first['new_tokens']} new tokens, {first['rounds']} rounds.",
                 make(chosen),
             ]
@@ -72,7 +72,11 @@ def _weights(infos: Sequence[Info]) -> str:
         for how, pair in info["step_milliseconds"].items()
     ]
     tables = [table(columns, rows), table("case, compiled in|draft's cost|engine|T(1), ms|T(k+1), ms|ratio", steps)]
-    return "\n\n".join([*tables, *_over_vllm(infos)])
+    return "\n\n".join([*tables, *_over_others(infos)])
+
+
+def _where(info: Info) -> str:
+    return info["device"] if info["device"] != "cpu" else f"{info['threads']} threads on {info['cpus']} CPUs"
 
 
 def _case(info: Info) -> str:
@@ -85,8 +89,8 @@ def _ours(texts: dict[str, dict[str, int]]) -> dict[str, int]:
     return {name: sum(counts[name] for counts in ours) for name in ours[0]}
 
 
-def _over_vllm(infos: Sequence[Info]) -> list[str]:
-    """A line an acceptance and dtype of vLLM's, where it took part."""
+def _over_others(infos: Sequence[Info]) -> list[str]:
+    """A line an acceptance and plain engine of others: vLLM in its dtypes, transformers' static cache on a GPU."""
     rows = [
         [
             _case(info),
@@ -98,10 +102,10 @@ def _over_vllm(infos: Sequence[Info]) -> list[str]:
         for info in infos
         for row in info["rows"]
         for peer in row["tokens_per_second"]
-        if peer.startswith("vLLM")
+        if f"compiled / {peer}" in row["ratios"] and peer != "transformers"
     ]
     columns = (
-        "case, compiled in|acceptance|vLLM, plain|its tokens/s|compiled plain over it|compiled k over it|"
+        "case, compiled in|acceptance|plain engine|its tokens/s|compiled plain over it|compiled k over it|"
         "compiled auto over it"
     )
     return [table(columns, rows)] if rows else []

@@ -21,8 +21,11 @@ def static_generate(model: PreTrainedModel, longest: int) -> Callable[..., Any]:
         model: a copy that nothing else uses: what transformers compiles stays on it.
         longest: slots of every call's cache, so that one graph serves prompts of all lengths.
     """
-    compiling = CompileConfig(mode="default")  # transformers' own default is for CUDA graphs
-    compiling._compile_all_devices = True  # type: ignore[assignment]
+    if model.device.type == "cuda":
+        compiling = CompileConfig()  # transformers' own choice for GPUs: CUDA graphs
+    else:
+        compiling = CompileConfig(mode="default")
+        compiling._compile_all_devices = True  # type: ignore[assignment]
     own: Any = model.generate
 
     def generate(**kwargs: Any) -> Any:

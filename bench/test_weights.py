@@ -15,6 +15,7 @@ A first run builds the package, which takes minutes: `python -m bench.weights bu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,12 +39,14 @@ from bench.harness import Comparison, Outcome
 from bench.peers.sides import PAUSE_SECONDS
 from bench.peers.workers.wire import Text
 from bench.sides import Engine, Generated
+from bench.static import reason_against, static_generate
 from bench.texts import Judge, fail_if_others
 from bench.weights_peer import vllm
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FEW = (0.7, 0.9)
 CASES = {"batch 1": (1, 128), "batch 4": (4, 128), "batch 8": (8, 128), "context 1024": (1, 1024)}
+STATIC = "static cache, torch.compile"
 ENGINES: tuple[Engine, ...] = ("eager", "compiled")
 COSTS = (0.0, 0.1)  # of a drafted token, in reads of the target's weights
 
@@ -68,14 +71,16 @@ class Made:
 
 
 @cache
-def _model(size: str, dtype: torch.dtype) -> PreTrainedModel:
-    return heavy(size, dtype)
+def _model(size: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    return heavy(size, dtype, device=device)
 
 
 @cache
-def _made(size: str, dtype: torch.dtype, batch_size: int, context: int, tokens: int, compile: bool) -> Made:
-    model = _model(size, dtype)
-    ids = torch.randint(2, 16_000, (batch_size, context), generator=torch.Generator().manual_seed(context))
+def _made(
+    size: str, dtype: torch.dtype, batch_size: int, context: int, tokens: int, compile: bool, device: str
+) -> Made:
+    model = _model(size, dtype, device)
+    ids = torch.randint(2, 16_000, (batch_size, context), generator=torch.Generator().manual_seed(context)).to(device)
     # Decoded once by the side that is to follow it, a chain verified as it will be: bfloat16 ties fall alike.
     texts: Any = specdec.generate(model, input_ids=ids, max_new_tokens=tokens, compile=compile, do_sample=False)
     return Made(model, ids, texts.tolist(), Judge(model))
@@ -96,6 +101,12 @@ class Sides:
     ) -> None:
         self.plain, self.graph, self.tokens, self.k = plain, graph, tokens, k
         self.cost, self.vocab_size, self.peers = cost, vocab_size, peers
+        # On a CPU it is slower than without (docs/performance/axes.md), and takes minutes to compile.
+        self._static: Any = None
+        if plain.ids.device.type == "cuda":
+            self._static = static_generate(copy.deepcopy(plain.model), plain.ids.shape[1] + tokens)
+            reason = reason_against(self._static, {"input_ids": plain.ids})
+            assert reason is None, reason
 
     def made(self, side: str) -> Made:
         """Whose text the side writes."""
@@ -104,6 +115,8 @@ class Sides:
     def all(self) -> dict[str, Callable[[float], Outcome]]:
         k = self.k
         sides: dict[str, Callable[[float], Outcome]] = {"transformers": lambda a: self._transformers(None)}
+        if self.plain.ids.device.type == "cuda":
+            sides[STATIC] = lambda a: self._transformers(None, self._static)
         if len(self.plain.ids) == 1:
             sides[f"assisted k={k}"] = self._transformers
         sides |= {"eager": lambda a: self._ours(self.plain, None, 0, False)}
@@ -124,11 +137,11 @@ class Sides:
 
         return run
 
-    def _transformers(self, acceptance: float | None) -> Outcome:
+    def _transformers(self, acceptance: float | None, generate: Any = None) -> Outcome:
         made, kwargs = self.plain, {"max_new_tokens": self.tokens, "do_sample": False}
         if acceptance is None:
-            generate: Any = made.model.generate
-            out = generate(made.ids, **kwargs)
+            generate = generate or made.model.generate
+            out = generate(input_ids=made.ids, **kwargs)
         else:
             (text,) = self._spoiled(made, acceptance)
             out = assisted(made.model, text, self.k, self.cost, input_ids=made.ids, **kwargs)
@@ -175,12 +188,15 @@ def test_against_the_formula(
     size = "small" if is_smoke else request.config.getoption("--weights-size")
     batch_size, context = CASES[case]
     k, tokens = settings.draft_tokens, settings.new_tokens
-    acceptances: Sequence[float] = FEW[:1] if is_smoke else FEW if cost or case != "batch 1" else ACCEPTANCES
-    plain = _made(size, torch.float32, batch_size, context, tokens, False)
+    device = settings.models.device
     dtype = getattr(torch, request.config.getoption("--weights-dtype"))
-    graph = _made(size, dtype, batch_size, context, tokens, True)
-    num_bytes = 4 * sum(p.numel() for p in plain.model.parameters())
-    reading = Reading(cost * num_bytes) if cost else FREE
+    acceptances: Sequence[float] = FEW[:1] if is_smoke else FEW if cost or case != "batch 1" else ACCEPTANCES
+    # What a CPU multiplies fastest; a GPU has units for half precision.
+    plain = _made(size, torch.float32 if device == "cpu" else dtype, batch_size, context, tokens, False, device)
+    graph = _made(size, dtype, batch_size, context, tokens, True, device)
+    num_parameters = sum(p.numel() for p in plain.model.parameters())
+    num_bytes = num_parameters * plain.model.dtype.itemsize
+    reading = Reading(cost * num_bytes, plain.model.dtype, device) if cost else FREE
     with ExitStack() as stack:
         peers = {}
         if batch_size == 1 and not cost:
@@ -190,7 +206,7 @@ def test_against_the_formula(
         benchmark.group = f"weights, {case}, drafts at {cost}"
         comparison.measure(benchmark, f"compiled k={k}", settings.rounds)
     with torch.inference_mode():
-        reads = {"draft": lambda: reading.pay(batch_size, 1)}
+        reads = {"draft": lambda: reading.pay(batch_size, 1, wait=True)}
         draft = measure(reads, repeats=3 * settings.rounds)["draft"] if cost else 0.0
     parts = [Comparison(comparison.sides, comparison.items, comparison.of(i)) for i in range(len(acceptances))]
     plains, ours = {how: how for how in ENGINES}, {f"{how} k={k}": how for how in ENGINES}
@@ -199,7 +215,7 @@ def test_against_the_formula(
     benchmark.extra_info |= settings.info() | {
         "kind": "weights",
         "size": size,
-        "parameters": num_bytes // 4,
+        "parameters": num_parameters,
         "case": case,
         "batch": batch_size,
         "context": context,
@@ -243,6 +259,8 @@ def _row(comparison: Comparison[float], item: int, k: int, draft: float, sides: 
     if assisted_side in comparison.sides:
         pairs += [(f"compiled k={k}", assisted_side), (f"eager k={k}", assisted_side), (assisted_side, "transformers")]
     peers = [side for side in comparison.sides if side.startswith("vLLM")]
+    if STATIC in comparison.sides:
+        pairs += [(f"compiled{mode}", STATIC) for mode in ("", f" k={k}", " auto")] + [(STATIC, "transformers")]
     pairs += [(f"compiled{mode}", peer) for peer in peers for mode in ("", f" k={k}", " auto")]
     ratios = {}
     for side, over in pairs:

@@ -114,7 +114,7 @@ def decode(
     graphs, uncompiled = GraphUse(), runner
     runner = _compiled(runner, call, prompt, recorder, limits.max_new_tokens, graphs)
     if isinstance(runner, CompiledRunner) and sampler.do_sample and not recorder.wanted:
-        runner.chance = chance(sampler, runner, call.compile, graphs)
+        runner.chance = chance(sampler, runner, call.compile, graphs, len(prompt.ids))
     keeps = keeps_memory(runner)
     if past is not None:
         check_past(runner)

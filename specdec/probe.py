@@ -274,4 +274,6 @@ def _encoded(runner: ModelRunner) -> PromptInputs | None:
     width = getattr(config, "d_model", None) or config.hidden_size
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, _ENCODED, width, generator=random).to(runner.device, runner.dtype)
-    return PromptInputs(torch.ones(2, dtype=torch.int64), encoded=Encoded(hidden.expand(2, -1, -1)))
+    return PromptInputs(
+        torch.ones(2, dtype=torch.int64, device=runner.device), encoded=Encoded(hidden.expand(2, -1, -1))
+    )

@@ -15,6 +15,8 @@ from specdec.target import ModelRunner
 from specdec.types import Compile, Proposal, int_tensor
 from specdec.verify.coins import KeyedCoins
 
+HOST = torch.device("cpu")
+
 
 class DecodeState:
     """Committed tokens of the unfinished rows, on the device and on the host.
@@ -129,7 +131,8 @@ class DecodeState:
         """This round's coins: keyed by request and committed length."""
         assert self.seed is not None
         if self._coins is None:
-            self._coins = KeyedCoins(self.seed, self.requests, self.lengths)
+            requests, lengths = int_tensor(self.host_requests, HOST), int_tensor(self.host_lengths, HOST)
+            self._coins = KeyedCoins(self.seed, requests, lengths, self.device)
         self._coins.stream = self.draft_stream
         return self._coins
 

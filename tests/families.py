@@ -369,7 +369,7 @@ def family(name: str, noise: float = 0.0, seed: int = 0) -> PreTrainedModel:
     torch.set_rng_state(state)
     _draw(model, spec, noise, spec.seed + seed)
     model.generation_config.pad_token_id = 0
-    return model
+    return model.to(models.DEVICE)
 
 
 def _draw(model: PreTrainedModel, spec: Family, noise: float, seed: int) -> None:
@@ -407,7 +407,7 @@ def inputs(name: str, batch_size: int, seed: int = 0) -> dict[str, Tensor]:
     if name == "whisper":
         generator = torch.Generator().manual_seed(seed)
         features = torch.randn(batch_size, _MELS, _FRAMES, generator=generator, dtype=spec.dtype)
-        return {"input_features": features}
+        return {"input_features": features.to(models.DEVICE)}
     prompts = models.prompts(batch_size, seed)
     if spec.kind == "encoder-decoder":
         return {key: value.flip(1) for key, value in prompts.items()}

@@ -6,6 +6,7 @@ greedy text uses many tokens and a perturbed copy of a target is accepted neithe
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
@@ -15,6 +16,7 @@ from transformers.generation import logits_process as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE = 96
+DEVICE = os.environ.get("SPECDEC_TEST_DEVICE", "cpu")  # of models and prompts; tests/cuda runs others' tests on a GPU
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
     "bos_token_id": None,
@@ -80,7 +82,7 @@ def tiny(
                 other = torch.Generator().manual_seed(seed + 1)
                 parameter.add_(noise * wide * torch.randn(parameter.shape, generator=other, dtype=dtype))
     model.generation_config.pad_token_id = 0
-    return model
+    return model.to(DEVICE)
 
 
 def prompts(batch_size: int, seed: int = 0, length: int = 11) -> dict[str, Tensor]:
@@ -89,4 +91,4 @@ def prompts(batch_size: int, seed: int = 0, length: int = 11) -> dict[str, Tenso
     mask = torch.ones_like(ids)
     for row in range(1, batch_size):
         mask[row, : 2 * row + 1] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    return {"input_ids": (ids * mask).to(DEVICE), "attention_mask": mask.to(DEVICE)}

@@ -57,8 +57,8 @@ def attend(
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     scale = dim**-0.5 if scaling is None else scaling
     # The queries that share a key's head stand side by side: no copy of keys and values for each.
-    grouped = query.to(wide).contiguous().view(batch_size, groups, each * width, dim)
-    scores = torch.matmul(grouped, key.to(wide).transpose(2, 3)) * scale
+    grouped = query.contiguous().view(batch_size, groups, each * width, dim)
+    scores = _products(grouped, key.transpose(2, 3), wide) * scale
     scores = scores.view(batch_size, groups, each, width, num_slots)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -68,9 +68,25 @@ def attend(
     else:
         sink = s_aux.to(wide).view(1, groups, each, 1, 1).expand(batch_size, -1, -1, width, -1)
         weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
-    out = torch.matmul(weights.view(batch_size, groups, each * width, num_slots), value.to(wide))
+    weights = weights.view(batch_size, groups, each * width, num_slots)
+    if _adds_wide(query):
+        weights = weights.to(value.dtype)  # as fused kernels do
+    out = _products(weights, value, wide)
     out = out.view(batch_size, groups, each, width, value_dim).permute(0, 3, 1, 2, 4)
     return out.to(query.dtype).reshape(batch_size, width, heads, value_dim), None
+
+
+def _adds_wide(tensor: Tensor) -> bool:
+    """A GPU multiplies half precision as it is, and adds in float32: a copy in float32 would be twice the reading."""
+    return tensor.is_cuda and tensor.element_size() == 2
+
+
+def _products(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
+    """[B, G, M, K] times [B, G, K, N], in `wide`."""
+    if not _adds_wide(a):
+        return torch.matmul(a.to(wide), b.to(wide))
+    batch_size, groups = a.shape[:2]
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide).unflatten(0, (batch_size, groups))
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

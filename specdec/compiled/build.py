@@ -122,6 +122,19 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def building_kernels(name: str, device: torch.device) -> Iterator[None]:
+    """Around a call in which torch.compile makes kernels for a GPU: says so, and leaves all generators as they were."""
+    begun = time.perf_counter()
+    logger.warning("compiling kernels for %s: about half a minute, less where torch has kept them.", name)
+    devices = [device] if device.type == "cuda" else []
+    with _shown(name) as show, torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        show("compiling kernels")
+        yield
+    logger.info("compiled kernels for %s in %.0f seconds.", name, time.perf_counter() - begun)
+
+
+@contextmanager
 def _shown(name: str) -> Iterator[Callable[[str], None]]:
     """A line on the terminal with the stage and the time so far."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

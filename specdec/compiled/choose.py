@@ -19,8 +19,9 @@ from specdec.cache import RollbackCache
 from specdec.compiled import build as building
 from specdec.compiled.fingerprint import Survey, environment, key_of, survey
 from specdec.compiled.graph import MemoryShape
+from specdec.compiled.recorded import Capture
 from specdec.compiled.runner import CompiledRunner, Graph
-from specdec.compiled.shapes import WIDEST, Compiler, ShapeGraphs, cuda_graph
+from specdec.compiled.shapes import WIDEST, Compiler, ShapeGraphs, inductor
 from specdec.compiled.store import Package, Store
 from specdec.compiled.support import why_not, why_not_here
 from specdec.errors import SpecdecError, is_out_of_memory
@@ -59,7 +60,8 @@ def compiled(
     Args:
         runner: probed.
         want: True: build what is missing. "auto": build once the time that this process has spent on the model
-            uncompiled, and may spend in this call, is worth it; use what is on disk.
+            uncompiled, and may spend in this call, is worth it; use what is on disk. On a GPU: record the kernels that
+            there are, and with True make better ones first.
         tokens: the call may still write so many.
     """
     if want is False:
@@ -67,7 +69,7 @@ def compiled(
     seen = survey(runner.model)
     reason = why_not(runner, seen)
     if reason is None:
-        graph = _settled(runner.model, seen)
+        graph = _settled(runner, seen, want)
         if graph is None:
             with _LOCK:  # a second thread waits for the first one's package
                 graph = _graph(runner, seen, want, tokens)
@@ -90,25 +92,35 @@ def note_uncompiled(model: PreTrainedModel, seconds: float, tokens: int) -> None
     known.tokens += tokens
 
 
-def _settled(model: PreTrainedModel, seen: Survey) -> Graph | str | None:
+def _places(runner: ModelRunner, want: Compile) -> list[str]:
+    """Where what this process knows of a model's graphs stands, the best first; new knowledge belongs to the last."""
+    here = environment()
+    if runner.device.type != "cuda":
+        return [here]
+    kernels = f"{here} with kernels of its own"
+    return [kernels] if want is True else [kernels, here]
+
+
+def _settled(runner: ModelRunner, seen: Survey, want: Compile) -> Graph | str | None:
     """The graph that this process has loaded, or the refusal it remembers, of the model as it is now."""
-    known, here = _known.get(model), environment()
+    known = _known.get(runner.model)
     if known is None:
         return None
     now = seen.stamp()
-    for remembered in (known.graphs, known.refusals):
-        found = remembered.get(here)
-        if found is not None and found[0] == now:
-            return found[1]
+    for here in _places(runner, want):
+        for remembered in (known.graphs, known.refusals):
+            found = remembered.get(here)
+            if found is not None and found[0] == now:
+                return found[1]
     return None
 
 
 def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Graph | str:
     """The model's graph, or why there is none."""
-    settled = _settled(runner.model, seen)  # by the thread that this one has waited for
+    settled = _settled(runner, seen, want)  # by the thread that this one has waited for
     if settled is not None:
         return settled
-    model, here, now = runner.model, environment(), seen.stamp()
+    model, here, now = runner.model, _places(runner, want)[-1], seen.stamp()
     known = _known.setdefault(model, _Known())
     reason = why_not_here(runner, seen)
     if reason is not None:
@@ -117,7 +129,7 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     if saved < _LOAD_SECONDS:
         return "the call is too short for it to pay"
     if runner.device.type == "cuda":
-        graph = by_shapes(runner)
+        graph = by_shapes(runner, inductor if want is True else None)
         _remember(known, here, now, graph)
         return graph
     store, key = Store(), key_of(model, now)
@@ -146,15 +158,17 @@ def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Gra
     return problem or graph
 
 
-def by_shapes(runner: ModelRunner, compiler: Compiler = cuda_graph) -> Graph | str:
+def by_shapes(runner: ModelRunner, compiler: Compiler | None, capture: Capture | None = None) -> Graph | str:
     """A graph for each shape that recurs, where there are no packages; or why there is none.
 
     It must give the model's logits, and a step of one token in less time than the model.
     """
     try:
-        graph = Graph(ShapeGraphs(runner, compiler), _memory_shapes(runner), WIDEST, fine=False)
-        problem = _problem(runner, graph)
-        if problem is None and compiler is cuda_graph:
+        shapes = _memory_shapes(runner)
+        problem = _problem(runner, Graph(ShapeGraphs(runner, None, capture), shapes, WIDEST, fine=False))
+        # Kernels are compared with the step's own as they are made, since each kind of window needs some of its own.
+        graph = Graph(ShapeGraphs(runner, compiler, capture), shapes, WIDEST, fine=False)
+        if problem is None and capture is None:
             seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
             if seconds > _seconds(runner, width=1, repeats=20):
                 problem = "its graph was not faster than the model"

@@ -21,6 +21,7 @@ from specdec.types import Proposal
 from specdec.window import Window
 
 _KEPT_WIDTH = 32  # constants of windows up to this width are kept
+_LEAST_SLOTS = 512  # of a cache that grows by doubling: each size is recorded anew, and so few slots cost a GPU nothing
 _CHUNK = 512  # a prompt's window: scores of all its tokens against all slots stand in memory at once
 
 
@@ -91,6 +92,8 @@ class CompiledRunner(ModelRunner):
         """A cache whose layers all keep everything; windows are a matter of masks in the graph."""
         kinds = [replace(kind, window=None) for kind in self.kinds]
         fine = self._graph.fine
+        if not fine:
+            capacity = max(capacity, _LEAST_SLOTS)
         cache = RollbackCache(kinds, batch_size, self.device, capacity, fine, doubling=not fine, most=most)
         cache.allocate(self._graph.memory, self.dtype)
         return cache

@@ -15,11 +15,14 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 
 from specdec.compiled import build as building
 from specdec.compiled.build import Run
-from specdec.compiled.chance import Recipe
+from specdec.compiled.chance import ChanceGraph, Recipe
 from specdec.compiled.fingerprint import environment
+from specdec.compiled.recorded import Capture, Recordings
+from specdec.compiled.shapes import Compiler, Kernels, inductor
 from specdec.compiled.store import Store
 from specdec.errors import SpecdecError
 from specdec.sampling import Sampler
+from specdec.state import HOST
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner
 from specdec.types import Compile, Proposal
@@ -29,6 +32,9 @@ logger = logging.getLogger("specdec")
 # Above these many tokens torch's own operations are as fast (docs/performance.md): a sort is a sort.
 _MOST_VOCAB, _MOST_SORTED = 1 << 16, 1 << 14
 _OWN = ("compiled/chance.py", "types.py", "verify/coins.py", "verify/rules.py", "verify/tree.py")
+# Of `ChanceGraph.forward`'s arguments: sizes that change, and which may be written to between calls.
+_SIZES = ((0, 1), (0, 1), (0,), (0, 1), (), (), (0,), (0,), (), (0,), ())
+_FRESH = (0, 1, 2, 3, 9)
 _LOCK = threading.Lock()
 _known: dict[str, Run | str] = {}  # by key: what runs it, or why nothing does
 Names = tuple[Tensor, Tensor, Tensor]  # of a round's coins; see `DecodeState.coin_names`
@@ -38,29 +44,31 @@ class Chance:
     """Draws and judges for one call.
 
     Args:
-        run: the package's entry; see `ChanceGraph.forward`.
+        run: the graph's entry; see `ChanceGraph.forward`.
         recipe: the call's processors.
         use: counts calls and seconds.
+        device: where the models' logits are.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, use: GraphUse) -> None:
+    def __init__(self, run: Run, recipe: Recipe, use: GraphUse, device: torch.device) -> None:
         self._run = run
         self._use = use
-        self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32)
-        self._next = torch.tensor([Purpose.NEXT_TOKEN, 0])
-        self._is_given = {answer: torch.tensor([answer]) for answer in (True, False)}
+        self._device = device
+        self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32, device=device)
+        self._next = torch.tensor([Purpose.NEXT_TOKEN, 0], device=device)
+        self._is_given = {answer: torch.tensor([answer], device=device) for answer in (True, False)}
         self._draft: dict[int, Tensor] = {}
-        self._none = torch.zeros(0, dtype=torch.int64)
-        self._nothing = torch.zeros(0, 1, 0, dtype=torch.float32)  # stands for q where there is none
+        self._none = torch.zeros(0, dtype=torch.int64, device=device)
+        self._nothing = torch.zeros(0, 1, 0, dtype=torch.float32, device=device)  # stands for q where there is none
 
     def draw(self, logits: Tensor, names: Names, node: int) -> tuple[Tensor, Tensor]:
         """Draft node `node` from logits [B, V]: its token [B], -1 if they are no distribution, and q [B, V]."""
         batch_size = len(logits)
         if len(self._none) != batch_size:
-            self._none = torch.zeros(batch_size, dtype=torch.int64)
+            self._none = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
         purpose = self._draft.get(node)
         if purpose is None:
-            purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node])
+            purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node], device=self._device)
         nothing = self._none  # a chain of no tokens
         outcome, _, probs = self._call(logits[:, None], nothing[:, None], nothing, None, names, purpose, nothing)
         return outcome[:, 3], probs[:, 0]
@@ -86,7 +94,7 @@ class Chance:
         if q is None:
             shape = (logits.shape[0], 1, logits.shape[2])
             if self._nothing.shape != shape:
-                self._nothing = torch.zeros(shape, dtype=torch.float32)
+                self._nothing = torch.zeros(shape, dtype=torch.float32, device=self._device)
             q = self._nothing
         # Whatever the model's and the drafter's dtypes: compiled code would read one for another.
         logits, q = logits.to(torch.float32), q.to(torch.float32)
@@ -98,44 +106,62 @@ class Chance:
         return outcome, ends, probs
 
 
-def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse) -> Chance | None:
+def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse, batch_size: int) -> Chance | None:
     """What decides a sampled call's rounds as one graph, if it can be had; `use` says why not.
 
     Args:
         runner: the target's, compiled.
-        want: True: build it if it is not on disk. "auto": use what is on disk.
+        want: True: build it if it is not on disk, or on a GPU. "auto": use what is on disk.
+        batch_size: of the call. On a GPU one row and several are graphs of their own.
     """
     recipe = Recipe.of(sampler.processors)
     if isinstance(recipe, str):
         use.roles["sampling"] = f"{recipe} is not part of the graph"
         return None
-    found = _why_not(recipe, runner) or _run_of(recipe, want)
+    found = _why_not(recipe, runner, want) or _run_of(recipe, want, runner, batch_size > 1)
     if isinstance(found, str):
         use.roles["sampling"] = found
         return None
     use.roles["sampling"] = "compiled"
-    return Chance(found, recipe, use)
+    return Chance(found, recipe, use, runner.device)
 
 
-def _why_not(recipe: Recipe, runner: ModelRunner) -> str | None:
+def _why_not(recipe: Recipe, runner: ModelRunner, want: Compile) -> str | None:
     vocab_size = runner.vocab_size
-    if runner.device.type != "cpu":
-        return "packages are for CPUs"
     if vocab_size < recipe.least_vocab:
         return "its vocabulary is smaller than top_k"
+    if runner.device.type == "cuda":
+        return None if want is True else "on a GPU compile='auto' makes no kernels"
     sorts = any(isinstance(p, TopKLogitsWarper | TopPLogitsWarper) for p in recipe.processors)
     if vocab_size > (_MOST_SORTED if sorts else _MOST_VOCAB):
         return "its vocabulary is so large that torch's own operations are as fast"
     return None
 
 
-def _run_of(recipe: Recipe, want: Compile) -> Run | str:
-    key = _key(recipe)
+def _run_of(recipe: Recipe, want: Compile, runner: ModelRunner, is_batch: bool) -> Run | str:
+    on_cpu = runner.device.type == "cpu"
+    key = _key(recipe) if on_cpu else f"{_key(recipe)} {runner.device} {runner.vocab_size} {is_batch}"
     found = _known.get(key)
     if found is None:
         with _LOCK:  # a second thread waits for the first one's package
-            found = _known.get(key) or _loaded(recipe, want, key)
+            found = _known.get(key)
+            if found is None:
+                found = _loaded(recipe, want, key) if on_cpu else _made(recipe, runner, is_batch, key)
     return found
+
+
+def _made(recipe: Recipe, runner: ModelRunner, is_batch: bool, key: str) -> Run | str:
+    """On a GPU: kernels of its own, recorded."""
+    recordings = recorded_chance(recipe)
+    is_right = _is_right(recordings, recipe, runner.device, runner.vocab_size, is_batch)
+    _known[key] = recordings if is_right else "its graph gave other tokens than torch's own operations"
+    return _known[key]
+
+
+def recorded_chance(recipe: Recipe, compiler: Compiler = inductor, capture: Capture | None = None) -> Run:
+    """The graph of chance as `ShapeGraphs` are of a model."""
+    recordings = Recordings(Kernels(ChanceGraph(recipe), compiler, _SIZES), _FRESH, capture)
+    return lambda inputs: recordings(inputs)
 
 
 def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
@@ -162,22 +188,37 @@ def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
     return problem
 
 
-def _is_right(run: Run, recipe: Recipe) -> bool:
+def _is_right(
+    run: Run,
+    recipe: Recipe,
+    device: torch.device = HOST,
+    vocab_size: int | None = None,
+    is_batch: bool | None = None,
+) -> bool:
     """Rounds of one and of two rows, with and without q, drafts and not: the tokens that the uncompiled rule commits.
 
     One may differ, at a tie's edge.
+
+    Args:
+        vocab_size: of the logits; any that will do if omitted.
+        is_batch: only rounds of several rows, or of one.
     """
-    vocab, wrong = max(64, 2 * recipe.least_vocab), 0
-    graph, sampler = Chance(run, recipe, GraphUse()), Sampler(recipe.processors, do_sample=True)
+    vocab, wrong = vocab_size or max(64, 2 * recipe.least_vocab), 0
+    graph, sampler = Chance(run, recipe, GraphUse(), device), Sampler(recipe.processors, do_sample=True)
     cases = [(1, 0, False), (2, 0, False), (1, 3, True), (1, 3, False), (2, 2, True)]
     for length, (batch_size, num_nodes, has_q) in enumerate(cases * 2):
-        steps = torch.arange(batch_size * (num_nodes + 1) * vocab, dtype=torch.float32)
+        if is_batch is not None and is_batch != (batch_size > 1):
+            continue
+        steps = torch.arange(batch_size * (num_nodes + 1) * vocab, dtype=torch.float32, device=device)
         logits = 3 * torch.sin((length + 7.3) * steps).view(batch_size, num_nodes + 1, vocab)
-        requests, lengths = torch.arange(batch_size), torch.arange(batch_size) + length
+        requests = torch.arange(batch_size, device=device)
+        lengths = requests + length
         q = (logits[:, :num_nodes] + torch.cos(5.1 * logits[:, :num_nodes])).softmax(-1)
         tokens, count = q.argmax(-1), torch.full_like(requests, num_nodes)
         given, drafted = q if has_q else None, torch.cat([torch.zeros_like(requests)[:, None], tokens], dim=1)
-        outcome, _ = graph.judge(logits, drafted, count, given, (torch.tensor([11]), requests, lengths), lengths)
+        outcome, _ = graph.judge(
+            logits, drafted, count, given, (torch.tensor([11], device=device), requests, lengths), lengths
+        )
         proposal, coins = Proposal.chain(tokens, q=given), KeyedCoins(11, requests, lengths)
         rule = rejection(sampler.scores(logits, None).softmax(-1), proposal, coins)
         for row, kept in enumerate((rule.num_accepted + 1).tolist()):

@@ -1,82 +1,104 @@
-"""Graphs where no packages are: torch compiles each shape of the step that recurs, on a GPU into a CUDA graph.
+"""Steps on a GPU: recorded as CUDA graphs, one for each shape that recurs, with their own kernels or better ones.
 
-The same step as in a package, at the same addresses: the cache's buffers stay where they are, capacities are powers of
-two, and windows are as wide as the number of drafted tokens, so that there are few shapes. Each is traced to a program
-of its own, since Dynamo gives up on a function that it has compiled eight times.
+Nothing is kept on disk: a recording takes some 30 milliseconds. Better kernels are inductor's, which takes half a
+minute for windows of one token and as much again for wider ones; its own cache makes that less in the next process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from specdec.compiled.build import undisturbed
+from specdec.compiled.build import building_kernels
 from specdec.compiled.graph import StepGraph
+from specdec.compiled.recorded import Capture, Function, Recordings, same
 from specdec.target import ModelRunner
 
 logger = logging.getLogger("specdec")
 WIDEST = 17  # windows of more tokens than that (prompts) are run by the model itself
-_PATIENCE = 3  # a shape is compiled when it comes the fourth time
-_MOST_SHAPES = 64
-Compiler = Callable[[nn.Module], Callable[..., Sequence[Tensor]]]
+_FREE = ((0, 1), (0, 1), (0, 1, 2), (0,), (0,), (0,))  # sizes that change, of the small inputs of `StepGraph.forward`
+_FREE_MEMORY = (0, 2)
+_FRESH = (0, 3, 4)  # tokens, starts and counts; what chains of one shape have in common is never written to
+Compiler = Callable[[nn.Module], Function]
 
 
-def cuda_graph(program: nn.Module) -> Callable[..., Sequence[Tensor]]:
-    """inductor's kernels, recorded once and replayed with one launch."""
-    compiled: Any = torch.compile(program, fullgraph=True, dynamic=False, mode="reduce-overhead")
+def inductor(program: nn.Module) -> Function:
+    """torch.compile, for a program that is to be one graph."""
+    compiled: Function = torch.compile(program, fullgraph=True)
     return compiled
 
 
 class ShapeGraphs:
-    """A `Run` whose graphs are made as shapes come.
+    """A `Run` that is recorded as shapes come.
 
     Args:
         runner: the model, uncompiled.
-        compiler: turns a program of fixed shapes into something faster.
+        compiler: makes the step's kernels; None leaves them as they are.
+        capture: see `Recordings`.
     """
 
-    def __init__(self, runner: ModelRunner, compiler: Compiler = cuda_graph) -> None:
-        self._step = StepGraph(runner)
-        self._compiler = compiler
-        self._met: Counter[object] = Counter()
-        self.graphs: dict[object, Callable[..., Sequence[Tensor]]] = {}
+    def __init__(self, runner: ModelRunner, compiler: Compiler | None = None, capture: Capture | None = None) -> None:
+        step: Function = StepGraph(runner)
+        if compiler is not None:
+            step = Kernels(StepGraph(runner), compiler, [*_FREE, _FREE_MEMORY])
+        self.recordings = Recordings(step, _FRESH, capture)
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         """Flat inputs of `StepGraph.forward` -> its outputs."""
-        first, memory = inputs[:6], inputs[6:]
-        shape = (tuple(inputs[0].shape), len(inputs[5]), tuple(memory[0].shape))
-        graph = self.graphs.get(shape)
-        if graph is None:
-            self._met[shape] += 1
-            if self._met[shape] <= _PATIENCE or len(self.graphs) >= _MOST_SHAPES:
-                outputs: Sequence[Tensor] = self._step(*first, memory)
-                return outputs
-            return self._first_run(shape, inputs)
-        # A replay writes its outputs where the last one did, and the loop still holds those.
-        torch.compiler.cudagraph_mark_step_begin()
-        return tuple(output.clone() for output in graph(*first, memory))
+        return self.recordings(inputs[:6], inputs[6:])
 
-    def _first_run(self, shape: object, inputs: list[Tensor]) -> Sequence[Tensor]:
-        """Compiles a shape; one that cannot be stays as it is. What was written before an error is written again."""
-        first, memory = inputs[:6], inputs[6:]
+
+class Kernels:
+    """A program with kernels made for it, where they can be made and give what it gives.
+
+    Sizes are free but for those of 1, of which compilers make constants: one row or several, one token or several are
+    kernels of their own.
+
+    Args:
+        program: what it is.
+        compiler: makes them.
+        free: by argument, which sizes change; the last ones also for what lists hold.
+    """
+
+    def __init__(self, program: nn.Module, compiler: Compiler, free: Sequence[tuple[int, ...]]) -> None:
+        self._program, self._free = program, free
+        self._compiled: Function | None = compiler(program)
+        self._made: set[object] = set()
+
+    def __call__(self, *arguments: Any) -> Sequence[Tensor]:
+        outputs: Sequence[Tensor]
+        if self._compiled is None:
+            outputs = self._program(*arguments)
+            return outputs
+        ones = self._mark(arguments)
+        if ones in self._made:
+            return self._compiled(*arguments)
+        outputs = self._program(*arguments)
         try:
-            graph = self._compiler(self._program(inputs))
-            outputs = tuple(output.clone() for output in graph(*first, memory))
+            with building_kernels(type(getattr(self._program, "model", self._program)).__name__, arguments[0].device):
+                is_right = same(outputs, self._compiled(*arguments))
+            problem = None if is_right else "those made for it gave other numbers"
         except Exception as error:  # whatever torch's compiler raises
-            logger.warning("a shape of a compiled step runs uncompiled: %s: %s", type(error).__name__, error)
-            self.graphs[shape] = self._step
-            return self._step(*first, memory)
-        self.graphs[shape] = graph
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            self._made.add(ones)
+        else:
+            logger.warning("a step keeps the kernels that it has: %s", problem)
+            self._compiled = None
         return outputs
 
-    def _program(self, inputs: list[Tensor]) -> nn.Module:
-        """The step at these shapes."""
-        with torch.inference_mode(False), undisturbed():
-            like = [torch.zeros_like(i) for i in inputs]
-            program = torch.export.export(self._step, (*like[:6], like[6:]), strict=False)
-            return program.module(check_guards=False)
+    def _mark(self, arguments: Sequence[Any]) -> object:
+        """Says which sizes are free; returns those of them that are 1."""
+        ones = []
+        for i, argument in enumerate(arguments):
+            for tensor in argument if isinstance(argument, list) else [argument]:
+                for dim in self._free[min(i, len(self._free) - 1)]:
+                    if tensor.shape[dim] > 1:
+                        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+                    elif not isinstance(argument, list):
+                        ones.append((i, dim))
+        return tuple(ones)

@@ -38,7 +38,7 @@ WARPERS: dict[str, list[Any]] = {
 def chance_of(processors: list[Any]) -> Chance:
     recipe = Recipe.of(processors)
     assert isinstance(recipe, Recipe)
-    return Chance(traced.chance(recipe, True), recipe, GraphUse())
+    return Chance(traced.chance(recipe, True), recipe, GraphUse(), torch.device("cpu"))
 
 
 def case(seed: int, batch_size: int, num_nodes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -367,11 +367,11 @@ def test_auto_builds_none(builder: Builder) -> None:
     target = tiny("llama")
     runner = specdec.target.ModelRunner(target)
     sampler, use = Sampler([hf.TemperatureLogitsWarper(0.7)], do_sample=True), GraphUse()
-    assert sampled.chance(sampler, runner, "auto", use) is None
+    assert sampled.chance(sampler, runner, "auto", use, 1) is None
     assert "builds none" in use.roles["sampling"] and builder.builds == 0
-    assert sampled.chance(sampler, runner, True, use) is not None
+    assert sampled.chance(sampler, runner, True, use, 1) is not None
     sampled._known.clear()
-    assert sampled.chance(sampler, runner, "auto", use) is not None
+    assert sampled.chance(sampler, runner, "auto", use, 1) is not None
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
-"""Graphs by shape, as a GPU has them; on this CPU with a backend that passes everything on.
+"""Graphs by shape, as a GPU has them; on this CPU with a recorder that makes the recorded call again.
 
-What is tested is all but the GPU: each shape is captured whole, once, and gives what the model gives.
+What is tested is all but the GPU (tests/cuda has that): what is recorded, when, with which kernels, and that a replay
+gives what the model gives.
 """
 
 from __future__ import annotations
@@ -11,26 +12,33 @@ import pytest
 import torch
 from fresh import own, own_family
 from models import prompts
+from stand_in import remade
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import specdec
-from specdec.compiled import choose
+from specdec.compiled import choose, sampled
+from specdec.compiled.chance import Recipe
 from specdec.compiled.fingerprint import environment, survey
 from specdec.compiled.runner import Graph
+from specdec.compiled.shapes import Compiler
 from specdec.probe import probe
 from specdec.target import ModelRunner
 
 
-def captured(model: Any) -> CompileCounterWithBackend:
-    """The model decodes by shapes from now on; counts the graphs that Dynamo captures."""
-    counter = CompileCounterWithBackend("eager")
+def recorded(model: Any, compiler: Compiler | None = None) -> Any:
+    """The model decodes by shapes from now on; returns what holds the recordings."""
     runner = ModelRunner(model)
     probe(runner)
-    graph = choose.by_shapes(runner, lambda m: torch.compile(m, backend=counter, fullgraph=True, dynamic=False))
+    graph = choose.by_shapes(runner, compiler, remade)
     assert isinstance(graph, Graph), graph
     known = choose._known.setdefault(model, choose._Known())
     known.graphs[environment()] = (survey(model).stamp(), graph)
-    return counter
+    return graph.run
+
+
+def traced(counter: CompileCounterWithBackend) -> Compiler:
+    return lambda program: torch.compile(program, backend=counter, fullgraph=True)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +47,12 @@ def captured(model: Any) -> CompileCounterWithBackend:
     + [pytest.param(*others, marks=pytest.mark.long) for others in [(1, "llama"), (1, "mistral"), (3, "llama")]],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_equals_generate_with_few_shapes(name: str, batch_size: int) -> None:
+def test_equals_generate_with_few_kernels(name: str, batch_size: int) -> None:
     model = own_family(name)
-    counter = captured(model)
+    counter = CompileCounterWithBackend("eager")
+    run = recorded(model, traced(counter))
     reference = model.generate(**prompts(batch_size), max_new_tokens=40, do_sample=False)
     arguments = {"drafter": specdec.NgramDrafter(min_ngram=1), "num_draft_tokens": 3, "do_sample": False}
-    counts = []
     for _ in range(3):
         out = specdec.generate(
             model, **prompts(batch_size), **arguments, max_new_tokens=40, compile=True, return_dict_in_generate=True
@@ -52,22 +60,52 @@ def test_equals_generate_with_few_shapes(name: str, batch_size: int) -> None:
         assert torch.equal(out.sequences, reference)
         assert out.speculation.graphs.roles == {"target": "compiled"}
         assert out.speculation.graphs.calls >= out.speculation.rounds
-        counts.append(counter.frame_count)
-    run: Any = choose._known[model].graphs[environment()][1].run
-    assert 0 < len(run.graphs) <= 8, "widths 1 to 4, at one capacity"
-    assert counts[2] == counts[1], "nothing is captured again"
+    assert len(run.recordings.recorded) >= 3, "of widths 1 to 4"
+    # One row and several, one token and several, and as many of their logits or fewer, are kernels of their own.
+    assert 2 <= counter.frame_count <= 6
 
 
-def test_a_shape_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(_: Any) -> Any:
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_recorded_with_the_kernels_that_there_are(batch_size: int) -> None:
+    model, draft = own(), own(noise=0.02)
+    run = recorded(model)
+    recorded(draft)
+    for tokens in (12, 40):
+        out = specdec.generate(model, **prompts(batch_size), drafter=draft, max_new_tokens=tokens, compile="auto")
+        assert torch.equal(out, model.generate(**prompts(batch_size), max_new_tokens=tokens, do_sample=False))
+    assert run.recordings.recorded
+
+
+def test_kernels_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: Any) -> Any:
         raise RuntimeError("no such kernel")
 
     model = own()
-    runner = ModelRunner(model)
-    probe(runner)
-    graph = choose.by_shapes(runner, refuse)
-    assert isinstance(graph, Graph)
-    choose._known.setdefault(model, choose._Known()).graphs[environment()] = (survey(model).stamp(), graph)
+    recorded(model, lambda _: refuse)
     out = specdec.generate(model, **prompts(3), max_new_tokens=12, do_sample=False, compile=True)
     assert torch.equal(out, model.generate(**prompts(3), max_new_tokens=12, do_sample=False))
     assert any("no such kernel" in record.getMessage() for record in caplog.records)
+
+
+def test_kernels_that_give_other_logits(caplog: pytest.LogCaptureFixture) -> None:
+    def wrong(program: Any) -> Any:
+        return lambda *inputs: (*program(*inputs)[:2], program(*inputs)[2].roll(1, -1))
+
+    model = own()
+    recorded(model, wrong)
+    out = specdec.generate(model, **prompts(1), max_new_tokens=12, do_sample=False, compile=True)
+    assert torch.equal(out, model.generate(**prompts(1), max_new_tokens=12, do_sample=False))
+    assert any("other numbers" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_chance_recorded_decides_as_the_rule(is_batch: bool) -> None:
+    counter = CompileCounterWithBackend("eager")
+    recipe = Recipe.of([TemperatureLogitsWarper(0.8), TopKLogitsWarper(40), TopPLogitsWarper(0.9)])
+    assert isinstance(recipe, Recipe)
+    run = sampled.recorded_chance(recipe, traced(counter), remade)
+    with torch.inference_mode():
+        for _ in range(3):
+            assert sampled._is_right(run, recipe, vocab_size=96, is_batch=is_batch)
+    assert 1 <= counter.frame_count <= 4

@@ -67,7 +67,7 @@ def _chance(recipe: str) -> Any:
 _recipes: dict[str, Recipe] = {}
 
 
-def chance(recipe: Recipe, want: Any) -> Any:
+def chance(recipe: Recipe, want: Any, *_: Any) -> Any:
     """In place of `sampled._run_of`; as strict about dtypes as compiled code, which reads one for another."""
     _recipes.setdefault(recipe.name, recipe)
     module = _chance(recipe.name)

@@ -112,7 +112,7 @@ def test_a_draft_with_a_shorter_context_stops_drafting() -> None:
     """Past its own context the draft falls silent; the target goes on alone."""
     target = tiny("llama")
     config = type(target.config)(**{**target.config.to_dict(), "max_position_embeddings": 30})
-    draft = type(target)(config).to(torch.float64).eval()
+    draft = type(target)(config).to(target.device, torch.float64).eval()
     draft.load_state_dict(target.state_dict())
     inputs = prompts(2)
     arguments = {**inputs, "max_new_tokens": NEW_TOKENS, "do_sample": False}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import prompts, tiny
+from models import DEVICE, prompts, tiny
 from same import assert_works
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
@@ -36,7 +36,7 @@ LONG_INT4 = ["int8", pytest.param("int4", marks=pytest.mark.long)]
 def loaded(method: str, path: pathlib.Path, noise: float = 0.0) -> Any:
     """Quantised by transformers as it loads."""
     tiny("llama", noise=noise, dtype=torch.float32, **SIZES).save_pretrained(path)
-    how = {"quantization_config": TorchAoConfig(METHODS[method]()), "dtype": torch.float32, "device_map": "cpu"}
+    how = {"quantization_config": TorchAoConfig(METHODS[method]()), "dtype": torch.float32, "device_map": DEVICE}
     return AutoModelForCausalLM.from_pretrained(path, **how).eval()
 
 
