@@ -28,13 +28,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "300M": {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 14, "num_attention_heads": 20},
 }
 VOCAB = 16_384
+_STRIDE = 7919  # an odd number: all tokens are one cycle
 _READ_WIDTH = 1024  # inputs of the product that stands for a draft's forward
 
 
 def heavy(size: str, dtype: torch.dtype, positions: int = 8192, device: str = "cpu") -> PreTrainedModel:
     """A Llama of random weights drawn wide, so that its greedy text neither repeats nor hangs on near-ties.
 
-    Drawn on the device: other weights on another one.
+    Drawn on the device: other weights on another one. A GPU multiplies bfloat16 as it is, and random weights make a
+    percent of the logits of each rounding, so that windows of each width would write texts of their own: there layers
+    say little, and the head a successor to each token.
     """
     config = LlamaConfig(
         **SIZES[size],
@@ -54,6 +57,12 @@ def heavy(size: str, dtype: torch.dtype, positions: int = 8192, device: str = "c
                 if weight.dim() == 2:
                     is_wide = "embed" in name or "lm_head" in name
                     weight.normal_(std=1.0 if is_wide else 1.5 * weight.shape[1] ** -0.5)
+            if device != "cpu":
+                head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+                head.weight += embedding.weight.roll(_STRIDE, 0)  # t + stride follows t, mod VOCAB
+                for name, weight in model.named_parameters():
+                    if "o_proj" in name or "down_proj" in name:
+                        weight *= 0.1
     return model.to(dtype).eval()
 
 

@@ -80,6 +80,13 @@ def floor(runner: ModelRunner) -> float | str:
     return attempt(runner, Layout(level=True, padded=False, trees=False, stepwise=True), interrupted=False)
 
 
+@torch.no_grad()
+def difference(runner: ModelRunner, other: ModelRunner) -> float:
+    """Mean difference of two models' logits over one text, in plain forwards, relative to their deviation."""
+    one, two = (_Text(r, 7, is_even=True).plain for r in (runner, other))
+    return float((one - two).nan_to_num(0.0, 0.0, 0.0).abs().mean() / one[one.isfinite()].std().clamp(min=1e-6))
+
+
 def tolerance(dtype: torch.dtype, rounding: float | str) -> float:
     """The relative error up to which logits count as the same: a few times the model's own rounding, its `floor`.
 

@@ -7,7 +7,8 @@ minute for windows of one token and as much again for wider ones; its own cache 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,31 +75,47 @@ class Kernels:
         if self._compiled is None:
             outputs = self._program(*arguments)
             return outputs
-        ones = self._mark(arguments)
-        if ones in self._made:
+        kind = self._mark(arguments)
+        if kind in self._made:
             return self._compiled(*arguments)
         outputs = self._program(*arguments)
-        try:
-            with building_kernels(type(getattr(self._program, "model", self._program)).__name__, arguments[0].device):
-                is_right = same(outputs, self._compiled(*arguments))
-            problem = None if is_right else "those made for it gave other numbers"
-        except Exception as error:  # whatever torch's compiler raises
-            problem = f"{type(error).__name__}: {error}"
+        problem = self._make(arguments, outputs)
         if problem is None:
-            self._made.add(ones)
+            self._made.add(kind)
         else:
             logger.warning("a step keeps the kernels that it has: %s", problem)
             self._compiled = None
         return outputs
 
+    def _make(self, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> str | None:
+        """Calls what is compiled for the first time with such arguments; what is wrong with it, if anything is."""
+        assert self._compiled is not None
+        name, device = type(getattr(self._program, "model", self._program)).__name__, arguments[0].device
+        try:
+            with building_kernels(name, device), _free_sizes():
+                again = self._compiled(*arguments)
+        except Exception as error:  # whatever torch's compiler raises
+            return f"{type(error).__name__}: {error}"
+        return None if same(outputs, again) else "those made for it gave other numbers"
+
     def _mark(self, arguments: Sequence[Any]) -> object:
-        """Says which sizes are free; returns those of them that are 1."""
-        ones = []
+        """Says which sizes are free; returns which of them are 1."""
+        ones: list[bool] = []
         for i, argument in enumerate(arguments):
             for tensor in argument if isinstance(argument, list) else [argument]:
                 for dim in self._free[min(i, len(self._free) - 1)]:
-                    if tensor.shape[dim] > 1:
+                    ones.append(tensor.shape[dim] == 1)
+                    if not ones[-1]:
                         torch._dynamo.maybe_mark_dynamic(tensor, dim)
-                    elif not isinstance(argument, list):
-                        ones.append((i, dim))
         return tuple(ones)
+
+
+@contextmanager
+def _free_sizes() -> Iterator[None]:
+    """Settings of torch's compiler: sizes that are equal by chance are two, and there is no end to recompilation.
+
+    It counts what it compiles of a line of code, and gives up after eight: a process has several models.
+    """
+    most = {"recompile_limit": 1 << 16, "accumulated_recompile_limit": 1 << 16}
+    with torch._dynamo.config.patch(most), torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        yield

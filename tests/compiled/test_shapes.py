@@ -62,7 +62,7 @@ def test_equals_generate_with_few_kernels(name: str, batch_size: int) -> None:
         assert out.speculation.graphs.calls >= out.speculation.rounds
     assert len(run.recordings.recorded) >= 3, "of widths 1 to 4"
     # One row and several, one token and several, and as many of their logits or fewer, are kernels of their own.
-    assert 2 <= counter.frame_count <= 6
+    assert 2 <= counter.frame_count <= 4
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

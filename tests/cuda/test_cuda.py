@@ -60,6 +60,12 @@ def recordings(model: Any) -> int:
     return sum(len(graph.run.recordings.recorded) for graph in graphs)  # type: ignore[attr-defined]
 
 
+def complaints(caplog: Any) -> list[str]:
+    """What is said of steps that are not recorded, or keep their kernels."""
+    said = [r.getMessage() for r in caplog.records if r.name == "specdec" and r.levelno >= logging.WARNING]
+    return [text for text in said if not text.startswith(("compiling kernels", "target and draft have"))]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("compile", ["auto", True])
 def test_compiled_greedy(target: Any, draft: Any, compile: Any, batch_size: int, caplog: Any) -> None:
@@ -82,8 +88,7 @@ def test_compiled_greedy(target: Any, draft: Any, compile: Any, batch_size: int,
             assert torch.equal(out.sequences, expected), name
             assert out.speculation.graphs.roles["target"] == "compiled", out.speculation.graphs.roles
     assert recordings(target)
-    complaints = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert all("compiling kernels" in text for text in complaints), complaints
+    assert not complaints(caplog)
     assert torch.equal(states[0], torch.cuda.get_rng_state(DEVICE)) and torch.equal(states[1], torch.get_rng_state())
 
 
@@ -113,7 +118,7 @@ def test_compiled_sampling_draws_the_same(target: Any, draft: Any, batch_size: i
         ours = sampled(target, batch_size, drafters(draft)[name], compile=True)
         assert torch.equal(ours.sequences, plain.sequences)
         assert ours.speculation.graphs.roles["sampling"] == "compiled", ours.speculation.graphs.roles
-    assert not [r for r in caplog.records if "kernel by kernel" in r.getMessage() or "keeps the" in r.getMessage()]
+    assert not complaints(caplog)
 
 
 @pytest.mark.parametrize("name", ["none", "n-gram", "model", "tree"])
