@@ -133,12 +133,18 @@ class FullAttentionLayer(CacheLayerMixin):
 
     def grow(self, capacity: int) -> None:
         """Moves all slots to larger buffers."""
-        for name in ("keys", "values"):
+        assert self.keys is not None and self.values is not None
+        self.take(*(b.new_zeros(*b.shape[:2], capacity, b.shape[3]) for b in (self.keys, self.values)))
+
+    def take(self, keys: Tensor, values: Tensor) -> None:
+        """Goes on in these buffers of zeros [B, H, capacity, D]."""
+        for name, new in (("keys", keys), ("values", values)):
             old = getattr(self, name)
-            new = old.new_zeros(old.shape[0], old.shape[1], capacity, old.shape[3])
-            new[:, :, : old.shape[2]] = old
+            if old is not None:
+                new[:, :, : old.shape[2]] = old
             mark_static(new)
             setattr(self, name, new)
+        self.is_initialized = True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._opening.extent, 0

@@ -10,7 +10,7 @@ length with them (recurrent.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class RollbackCache(Cache):
         fine: grow by a few slots at a time from the start, for attention that looks at all slots there are.
         doubling: always grow to powers of two, for graphs of which each capacity needs one of its own.
         most: slots that will be needed in the end, so that none are made beyond; None if that is not known.
+        lender: where the attention layers' buffers come from, given a capacity: keys and values of each in turn, zeros;
+            None makes them at the first forward, or by `allocate`.
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
@@ -59,9 +61,10 @@ class RollbackCache(Cache):
         fine: bool = False,
         doubling: bool = False,
         most: int | None = None,
+        lender: Callable[[int], Sequence[Tensor]] | None = None,
     ) -> None:
         window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
-        self._fine, self._doubling, self._most = fine, doubling, most
+        self._fine, self._doubling, self._most, self._lender = fine, doubling, most, lender
         self._opening = Opening(batch_size, self._rounded(capacity), window)
         layers: list[Any] = [_layer(kind, self._opening) for kind in kinds]
         self._attention = [layer for layer in layers if isinstance(layer, FullAttentionLayer)]
@@ -80,6 +83,8 @@ class RollbackCache(Cache):
         self._active = list(range(batch_size))  # requests of the active rows; kept while rows are set aside
         self._aside_lengths = self.lengths[:0]
         self._is_torn = False
+        if lender is not None:
+            self._take(self.capacity)
 
     @property
     def is_torn(self) -> bool:
@@ -170,6 +175,13 @@ class RollbackCache(Cache):
         for layer, (heads, *widths) in zip(self._attention, shapes, strict=True):
             like = [torch.empty(1, heads, 0, width, dtype=dtype, device=self.lengths.device) for width in widths]
             layer.lazy_initialization(*like)
+
+    def _take(self, capacity: int) -> None:
+        """The attention layers go on in what is lent."""
+        assert self._lender is not None
+        buffers = iter(self._lender(capacity))
+        for layer in self._attention:
+            layer.take(next(buffers), next(buffers))
 
     def buffers(self) -> list[Tensor]:
         """Keys and values [B, H, capacity, D] of each attention layer in turn, of the active rows."""
@@ -349,9 +361,12 @@ class RollbackCache(Cache):
         # The shared capacity last: layers know their own, so that running out of memory half-way does no harm.
         capacity = self._rounded(extent)
         self._buffers = None  # also where only some have grown
-        for layer in self._attention:
-            if layer.is_initialized:
-                layer.grow(capacity)
+        if self._lender is not None:
+            self._take(capacity)
+        else:
+            for layer in self._attention:
+                if layer.is_initialized:
+                    layer.grow(capacity)
         self._opening.capacity = capacity
 
     def _rounded(self, slots: int) -> int:

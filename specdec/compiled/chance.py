@@ -6,6 +6,7 @@ halves of a sampled round: a token is drafted by verifying a chain of no tokens 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,22 +84,12 @@ class _NamedCoins:
         return inverse_cdf(weights, uniform(self.seed, self.requests, self.lengths, self.purpose, self.node))
 
 
-class _Attributes:
-    """A processor's attributes, one of them another. Not a copy of the processor: Dynamo does not look into `copy`."""
-
-    def __init__(self, known: dict[str, Any], name: str, value: Tensor) -> None:
-        for attribute, constant in known.items():
-            setattr(self, attribute, constant)
-        setattr(self, name, value)
-
-
 class ChanceGraph(nn.Module):
     """Rejection sampling of a chain, from logits to committed tokens."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self._recipe = recipe
-        self._attributes = [dict(vars(processor)) for processor in recipe.processors]
 
     def forward(
         self,
@@ -158,13 +149,13 @@ class ChanceGraph(nn.Module):
         """As `Sampler.scores` without prefixes: transformers' own processors, around the graph's numbers."""
         flat = logits.reshape(-1, logits.shape[-1])
         no_prefix, count = flat.new_empty(1, 0, dtype=torch.int64), 0
-        for processor, attributes in zip(self._recipe.processors, self._attributes, strict=True):
-            own: Any = processor
+        for processor in self._recipe.processors:
             name = _NUMBERS.get(type(processor))
             if name is not None:
-                own = _Attributes(attributes, name, numbers[count])
+                processor = copy.copy(processor)
+                setattr(processor, name, numbers[count])
                 count += 1
-            flat = type(processor).__call__(own, no_prefix, flat)
+            flat = processor(no_prefix, flat)
         return flat.view(logits.shape)
 
 

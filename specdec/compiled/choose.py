@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from specdec.cache import RollbackCache
 from specdec.compiled import build as building
+from specdec.compiled.arena import Arena
 from specdec.compiled.fingerprint import Survey, environment, key_of, survey
 from specdec.compiled.graph import MemoryShape, shared_copy
 from specdec.compiled.recorded import Capture
@@ -166,13 +167,15 @@ def by_shapes(runner: ModelRunner, compiler: Compiler | None, capture: Capture |
     """
     try:
         shapes = _memory_shapes(runner)
-        problem = _problem(runner, Graph(ShapeGraphs(runner, None, capture), shapes, WIDEST, fine=False))
+        arena = Arena()
+        problem = _problem(runner, Graph(ShapeGraphs(runner, None, capture), shapes, WIDEST, fine=False, arena=arena))
         # Kernels are compared with the step's own as they are made, since each kind of window needs some of its own.
-        graph = Graph(ShapeGraphs(runner, compiler, capture), shapes, WIDEST, fine=False)
+        graph = Graph(ShapeGraphs(runner, compiler, capture), shapes, WIDEST, fine=False, arena=arena)
         if problem is None and capture is None:
-            seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
-            if seconds > _seconds(runner, width=1, repeats=20):
-                problem = "its graph was not faster than the model"
+            with torch.inference_mode():  # as it will be decoded: kernels are made for one mode
+                seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
+                if seconds > _seconds(runner, width=1, repeats=20):
+                    problem = "its graph was not faster than the model"
     except Exception as error:
         return f"it cannot be captured ({_first_line(error)})"
     return problem or graph

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +21,14 @@ logger = logging.getLogger("specdec")
 _PATIENCE = 1  # a call is recorded when it comes the second time: a recording costs as much as three calls
 _MOST = 64  # recordings that are kept of one function
 _ROUNDING = {2: 0.1, 4: 1e-3, 8: 1e-3}  # by bytes of a number; those from a wrong address are off by far more
+_MOST_BYTES = 1 << 26  # of a call's small inputs: larger ones are not worth a copy, nor a place that is kept for them
 _MOST_COUNTED = 4096  # kinds of calls that are remembered before they are recorded
 
 Function = Callable[..., Sequence[Tensor]]  # of small tensors, and of a list of tensors that it writes in place
 Outputs = tuple[Tensor, ...]
-Capture = Callable[[Callable[[], Sequence[Tensor]], torch.device], tuple[Outputs, Callable[[], object]]]
+# Of a function's call with these small tensors and this memory: its outputs, and what makes it again. Holds the small
+# tensors, and not the memory.
+Capture = Callable[[Function, list[Tensor], list[Tensor]], tuple[Outputs, Callable[[], object]]]
 
 
 class CudaCapture:
@@ -35,31 +39,49 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: Any = None
-        self._stream: torch.cuda.Stream | None = None
 
     def __call__(
-        self, run: Callable[[], Sequence[Tensor]], device: torch.device
+        self, function: Function, places: list[Tensor], memory: list[Tensor]
     ) -> tuple[Outputs, Callable[[], object]]:
-        """Calls `run` twice, the second time without effect; returns that call's outputs, and what has its effect.
+        """Calls the function, which has been called like this before, without effect.
+
+        Returns:
+            The outputs of what has the effect, and that.
 
         Raises:
             RuntimeError: it waits for the GPU, or does something else that cannot be recorded.
         """
         if self._pool is None:
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        assert self._stream is not None
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            run()  # libraries open their handles, and choose their kernels, at the first call on a stream
-            self._stream.synchronize()
+            self._pool = torch.cuda.graph_pool_handle()
+        device = places[0].device
+        graph, current, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        own.wait_stream(current)
+        with torch.cuda.stream(own), _workspaces_of_its_own():
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                outputs = tuple(run())
+                outputs = tuple(_call(function, places, memory))
             finally:
                 graph.capture_end()
-        current.wait_stream(self._stream)
+        current.wait_stream(own)
         return outputs, graph.replay
+
+
+def _call(function: Function, small: Sequence[Tensor], memory: Sequence[Tensor]) -> Sequence[Tensor]:
+    return function(*small, *([list(memory)] if memory else []))
+
+
+@contextmanager
+def _workspaces_of_its_own() -> Iterator[None]:
+    """cuBLAS keeps a workspace for each stream, which whoever records frees: torch.compile's CUDA graphs do.
+
+    A recording that used one made before would then write to memory that is another's. Those made while it records are
+    in its own pool.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class _Recording:
@@ -70,10 +92,7 @@ class _Recording:
         self._held: list[Tensor | None] = [
             None for _ in first
         ]  # kept, so that no other tensor is taken for one of them
-        kept = list(memory)
-        self._outputs, self._replay = capture(
-            lambda: function(*self._places, *([kept] if kept else [])), first[0].device
-        )
+        self._outputs, self._replay = capture(function, self._places, list(memory))
 
     def __call__(self, first: Sequence[Tensor], fresh: Sequence[int]) -> Outputs:
         for i, (place, tensor) in enumerate(zip(self._places, first, strict=True)):
@@ -107,7 +126,7 @@ class Recordings:
 
     def __call__(self, first: Sequence[Tensor], memory: Sequence[Tensor] = ()) -> Sequence[Tensor]:
         shape = tuple((tensor.shape, tensor.dtype) for tensor in first)
-        key = (shape, _stream(first[0].device), tuple((tensor.data_ptr(), tensor.shape) for tensor in memory))
+        key = (shape, stream_of(first[0].device), tuple((tensor.data_ptr(), tensor.shape) for tensor in memory))
         with self._lock:
             recording = self.recorded.get(key)
             if recording is not None:
@@ -115,8 +134,8 @@ class Recordings:
                 return recording(first, self._fresh)
             # Copies, as in a recording: a compiler makes other kernels where two inputs are one tensor.
             places = [tensor.clone() for tensor in first]
-            outputs = self._function(*places, *([list(memory)] if memory else []))
-            if shape not in self._refused and self._is_due(key):
+            outputs = _call(self._function, places, memory)
+            if shape not in self._refused and self._is_due(key) and sum(t.nbytes for t in first) <= _MOST_BYTES:
                 self._record(key, shape, first, memory, outputs)
             return outputs
 
@@ -160,6 +179,6 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() <= rounding * a.norm())
 
 
-def _stream(device: torch.device) -> int:
+def stream_of(device: torch.device) -> int:
     """A recording belongs to the stream on which it is replayed: on another one its memory might be in use."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache import RollbackCache
+from specdec.compiled.arena import Arena
 from specdec.compiled.build import Run
 from specdec.compiled.graph import MemoryShape
 from specdec.compiled.sampled import Chance, Names
@@ -41,12 +42,14 @@ class Graph:
         memory: see `Package.memory`.
         widest: windows of more tokens are run uncompiled, which is faster there; None if it never is.
         fine: any number of slots will do; otherwise few numbers are wanted, powers of two.
+        arena: lends caches their memory, where it must lie at addresses that recur.
     """
 
     run: Run
     memory: Sequence[MemoryShape]
     widest: int | None = None
     fine: bool = True
+    arena: Arena | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,18 @@ class CompiledRunner(ModelRunner):
     def new_cache(self, batch_size: int, capacity: int, most: int | None = None) -> RollbackCache:
         """A cache whose layers all keep everything; windows are a matter of masks in the graph."""
         kinds = [replace(kind, window=None) for kind in self.kinds]
-        fine = self._graph.fine
-        if not fine:
-            capacity = max(capacity, _LEAST_SLOTS)
-        cache = RollbackCache(kinds, batch_size, self.device, capacity, fine, doubling=not fine, most=most)
-        cache.allocate(self._graph.memory, self.dtype)
-        return cache
+        fine, memory, dtype, device = self._graph.fine, self._graph.memory, self.dtype, self.device
+        if fine:
+            cache = RollbackCache(kinds, batch_size, device, capacity, fine, most=most)
+            cache.allocate(memory, dtype)
+            return cache
+        arena = self._graph.arena or Arena()
+
+        def lent(slots: int) -> list[Tensor]:
+            shapes = [(batch_size, heads, slots, width) for heads, *widths in memory for width in widths]
+            return arena.lend(shapes, dtype, device)
+
+        return RollbackCache(kinds, batch_size, device, max(capacity, _LEAST_SLOTS), doubling=True, lender=lent)
 
     def forward(
         self,

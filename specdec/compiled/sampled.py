@@ -18,7 +18,6 @@ from specdec.compiled.build import Run
 from specdec.compiled.chance import ChanceGraph, Recipe
 from specdec.compiled.fingerprint import environment
 from specdec.compiled.recorded import Capture, Recordings
-from specdec.compiled.shapes import Compiler, Kernels, inductor
 from specdec.compiled.store import Store
 from specdec.errors import SpecdecError
 from specdec.sampling import Sampler
@@ -31,10 +30,10 @@ from specdec.verify import KeyedCoins, Purpose, rejection
 logger = logging.getLogger("specdec")
 # Above these many tokens torch's own operations are as fast (docs/performance.md): a sort is a sort.
 _MOST_VOCAB, _MOST_SORTED = 1 << 16, 1 << 14
+_MOST_ON_GPU = 1 << 19  # rows times vocabulary
 _OWN = ("compiled/chance.py", "types.py", "verify/coins.py", "verify/rules.py", "verify/tree.py")
-# Of `ChanceGraph.forward`'s arguments: sizes that change, and which may be written to between calls.
-_SIZES = ((0, 1), (0, 1), (0,), (0, 1), (), (), (0,), (0,), (), (0,), ())
-_FRESH = (0, 1, 2, 3, 9)
+_PASSES = 3  # of the check: a recording is replayed at the third
+_FRESH = (0, 1, 2, 3, 9)  # of `ChanceGraph.forward`'s arguments: which may be written to between calls
 _LOCK = threading.Lock()
 _known: dict[str, Run | str] = {}  # by key: what runs it, or why nothing does
 Names = tuple[Tensor, Tensor, Tensor]  # of a round's coins; see `DecodeState.coin_names`
@@ -111,14 +110,14 @@ def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse, 
 
     Args:
         runner: the target's, compiled.
-        want: True: build it if it is not on disk, or on a GPU. "auto": use what is on disk.
-        batch_size: of the call. On a GPU one row and several are graphs of their own.
+        want: True: build it if it is not on disk. "auto": use what is on disk. On a GPU both record.
+        batch_size: of the call.
     """
     recipe = Recipe.of(sampler.processors)
     if isinstance(recipe, str):
         use.roles["sampling"] = f"{recipe} is not part of the graph"
         return None
-    found = _why_not(recipe, runner, want) or _run_of(recipe, want, runner, batch_size > 1)
+    found = _why_not(recipe, runner, batch_size) or _run_of(recipe, want, runner)
     if isinstance(found, str):
         use.roles["sampling"] = found
         return None
@@ -126,41 +125,42 @@ def chance(sampler: Sampler, runner: ModelRunner, want: Compile, use: GraphUse, 
     return Chance(found, recipe, use, runner.device)
 
 
-def _why_not(recipe: Recipe, runner: ModelRunner, want: Compile) -> str | None:
+def _why_not(recipe: Recipe, runner: ModelRunner, batch_size: int) -> str | None:
     vocab_size = runner.vocab_size
     if vocab_size < recipe.least_vocab:
         return "its vocabulary is smaller than top_k"
     if runner.device.type == "cuda":
-        return None if want is True else "on a GPU compile='auto' makes no kernels"
+        is_large = batch_size * vocab_size > _MOST_ON_GPU
+        return "its logits are so many that a recording would spend its time copying them" if is_large else None
     sorts = any(isinstance(p, TopKLogitsWarper | TopPLogitsWarper) for p in recipe.processors)
     if vocab_size > (_MOST_SORTED if sorts else _MOST_VOCAB):
         return "its vocabulary is so large that torch's own operations are as fast"
     return None
 
 
-def _run_of(recipe: Recipe, want: Compile, runner: ModelRunner, is_batch: bool) -> Run | str:
+def _run_of(recipe: Recipe, want: Compile, runner: ModelRunner) -> Run | str:
     on_cpu = runner.device.type == "cpu"
-    key = _key(recipe) if on_cpu else f"{_key(recipe)} {runner.device} {runner.vocab_size} {is_batch}"
+    key = _key(recipe) if on_cpu else f"{_key(recipe)} {runner.device} {runner.vocab_size}"
     found = _known.get(key)
     if found is None:
         with _LOCK:  # a second thread waits for the first one's package
             found = _known.get(key)
             if found is None:
-                found = _loaded(recipe, want, key) if on_cpu else _made(recipe, runner, is_batch, key)
+                found = _loaded(recipe, want, key) if on_cpu else _made(recipe, runner, key)
     return found
 
 
-def _made(recipe: Recipe, runner: ModelRunner, is_batch: bool, key: str) -> Run | str:
-    """On a GPU: kernels of its own, recorded."""
-    recordings = recorded_chance(recipe)
-    is_right = _is_right(recordings, recipe, runner.device, runner.vocab_size, is_batch)
-    _known[key] = recordings if is_right else "its graph gave other tokens than torch's own operations"
+def _made(recipe: Recipe, runner: ModelRunner, key: str) -> Run | str:
+    """On a GPU: its operations as they are, recorded. inductor's kernels for it drew other tokens (torch 2.11)."""
+    run = recorded_chance(recipe)
+    is_right = _is_right(run, recipe, runner.device, runner.vocab_size)
+    _known[key] = run if is_right else "its recording gave other tokens than torch's own operations"
     return _known[key]
 
 
-def recorded_chance(recipe: Recipe, compiler: Compiler = inductor, capture: Capture | None = None) -> Run:
+def recorded_chance(recipe: Recipe, capture: Capture | None = None) -> Run:
     """The graph of chance as `ShapeGraphs` are of a model."""
-    recordings = Recordings(Kernels(ChanceGraph(recipe), compiler, _SIZES), _FRESH, capture)
+    recordings = Recordings(ChanceGraph(recipe), _FRESH, capture)
     return lambda inputs: recordings(inputs)
 
 
@@ -188,27 +188,18 @@ def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
     return problem
 
 
-def _is_right(
-    run: Run,
-    recipe: Recipe,
-    device: torch.device = HOST,
-    vocab_size: int | None = None,
-    is_batch: bool | None = None,
-) -> bool:
+def _is_right(run: Run, recipe: Recipe, device: torch.device = HOST, vocab_size: int | None = None) -> bool:
     """Rounds of one and of two rows, with and without q, drafts and not: the tokens that the uncompiled rule commits.
 
     One may differ, at a tie's edge.
 
     Args:
         vocab_size: of the logits; any that will do if omitted.
-        is_batch: only rounds of several rows, or of one.
     """
     vocab, wrong = vocab_size or max(64, 2 * recipe.least_vocab), 0
     graph, sampler = Chance(run, recipe, GraphUse(), device), Sampler(recipe.processors, do_sample=True)
     cases = [(1, 0, False), (2, 0, False), (1, 3, True), (1, 3, False), (2, 2, True)]
-    for length, (batch_size, num_nodes, has_q) in enumerate(cases * 2):
-        if is_batch is not None and is_batch != (batch_size > 1):
-            continue
+    for length, (batch_size, num_nodes, has_q) in enumerate(cases * _PASSES):
         steps = torch.arange(batch_size * (num_nodes + 1) * vocab, dtype=torch.float32, device=device)
         logits = 3 * torch.sin((length + 7.3) * steps).view(batch_size, num_nodes + 1, vocab)
         requests = torch.arange(batch_size, device=device)

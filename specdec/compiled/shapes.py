@@ -71,32 +71,30 @@ class Kernels:
         self._made: set[object] = set()
 
     def __call__(self, *arguments: Any) -> Sequence[Tensor]:
-        outputs: Sequence[Tensor]
-        if self._compiled is None:
-            outputs = self._program(*arguments)
-            return outputs
         kind = self._mark(arguments)
-        if kind in self._made:
+        if self._compiled is None or kind not in self._made:
+            outputs: Sequence[Tensor] = self._program(*arguments)
+            if self._compiled is not None:
+                self._make(kind, arguments, outputs)
+            return outputs
+        with _free_sizes():
             return self._compiled(*arguments)
-        outputs = self._program(*arguments)
-        problem = self._make(arguments, outputs)
+
+    def _make(self, kind: object, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        """Calls what is compiled for the first time with such arguments; does without it if something is wrong."""
+        assert self._compiled is not None
+        name, device = type(getattr(self._program, "model", self._program)).__name__, arguments[0].device
+        try:
+            with building_kernels(name, device), _free_sizes():
+                is_right = same(outputs, self._compiled(*arguments))
+            problem = None if is_right else "those made for it gave other numbers"
+        except Exception as error:  # whatever torch's compiler raises
+            problem = f"{type(error).__name__}: {error}"
         if problem is None:
             self._made.add(kind)
         else:
             logger.warning("a step keeps the kernels that it has: %s", problem)
             self._compiled = None
-        return outputs
-
-    def _make(self, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> str | None:
-        """Calls what is compiled for the first time with such arguments; what is wrong with it, if anything is."""
-        assert self._compiled is not None
-        name, device = type(getattr(self._program, "model", self._program)).__name__, arguments[0].device
-        try:
-            with building_kernels(name, device), _free_sizes():
-                again = self._compiled(*arguments)
-        except Exception as error:  # whatever torch's compiler raises
-            return f"{type(error).__name__}: {error}"
-        return None if same(outputs, again) else "those made for it gave other numbers"
 
     def _mark(self, arguments: Sequence[Any]) -> object:
         """Says which sizes are free; returns which of them are 1."""

@@ -18,6 +18,8 @@ Form = Literal["parts", "kernels"]
 # Numbers of a round's logits, and of one row, from which each form pays (docs/performance.md, "Acceptance").
 _LEAST_NUMBERS, _LEAST_VOCAB = 1 << 19, 1 << 16
 _MANY_NUMBERS, _SMALL_VOCAB = 1 << 21, 1 << 15
+# On a GPU launches are what a round costs, and the kernels need more of them; from here on it is memory.
+_LEAST_ON_GPU = 1 << 27
 
 
 def form_of(device: torch.device, shape: tuple[int, int, int], temperature: float | None) -> Form | None:
@@ -28,13 +30,12 @@ def form_of(device: torch.device, shape: tuple[int, int, int], temperature: floa
     """
     rows, columns, vocab_size = shape
     numbers = rows * columns * vocab_size
+    if device.type == "cuda":
+        return "kernels" if numbers >= _LEAST_ON_GPU and temperature is not None and _has_triton() else None
     is_large = numbers >= _LEAST_NUMBERS and vocab_size >= _LEAST_VOCAB
     is_large = is_large or (numbers >= _MANY_NUMBERS and vocab_size >= _SMALL_VOCAB)
-    if not is_large:
-        return None
-    if device.type == "cpu":
-        return "parts" if columns > 1 else None  # nothing is left out of a single position
-    return "kernels" if device.type == "cuda" and temperature is not None and _has_triton() else None
+    # Nothing is left out of a single position.
+    return "parts" if device.type == "cpu" and is_large and columns > 1 else None
 
 
 def judged(

@@ -94,8 +94,8 @@ def test_what_cannot_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFix
 
 
 def test_a_replay_that_gives_other_numbers_is_not_kept(caplog: pytest.LogCaptureFixture, called: Sum) -> None:
-    def stale(run: Any, device: Any) -> Any:
-        outputs, _ = remade(run, device)
+    def stale(*call: Any) -> Any:
+        outputs, _ = remade(*call)
         return outputs, lambda: [output.mul_(2) for output in outputs]
 
     recordings, memory = Recordings(called, (0,), stale), [ones(0)]

@@ -98,14 +98,18 @@ def test_kernels_that_give_other_logits(caplog: pytest.LogCaptureFixture) -> Non
     assert any("other numbers" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("is_batch", [False, True])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_chance_recorded_decides_as_the_rule(is_batch: bool) -> None:
-    counter = CompileCounterWithBackend("eager")
+def test_chance_recorded_decides_as_the_rule() -> None:
     recipe = Recipe.of([TemperatureLogitsWarper(0.8), TopKLogitsWarper(40), TopPLogitsWarper(0.9)])
     assert isinstance(recipe, Recipe)
-    run = sampled.recorded_chance(recipe, traced(counter), remade)
-    with torch.inference_mode():
-        for _ in range(3):
-            assert sampled._is_right(run, recipe, vocab_size=96, is_batch=is_batch)
-    assert 1 <= counter.frame_count <= 4
+    replays: list[int] = []
+
+    def counted(*call: Any) -> Any:
+        outputs, replay = remade(*call)
+        return outputs, lambda: (replay(), replays.append(1))
+
+    run = sampled.recorded_chance(recipe, counted)
+    assert sampled._is_right(run, recipe, vocab_size=96) and len(replays) > 4
+    wrong = sampled.recorded_chance(
+        recipe, lambda function, *places: remade(lambda *x: [o.roll(1, -1) for o in function(*x)], *places)
+    )
+    assert sampled._is_right(wrong, recipe, vocab_size=96), "what is no replay of the call is not kept"

@@ -203,6 +203,27 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded(target: Any, caplog: Any)
     )
 
 
+@pytest.mark.parametrize("compile", ["auto", True])
+def test_beside_the_cuda_graphs_of_transformers(target: Any, compile: Any) -> None:
+    """They free cuBLAS' workspaces whenever they record, and a call with a static cache records."""
+    choose.note_uncompiled(target, 60.0, 1)
+    theirs = copy.deepcopy(target)
+    expected = target.generate(**inputs(2), max_new_tokens=NEW, do_sample=False)
+    for _ in range(3):
+        theirs.generate(**inputs(2), max_new_tokens=NEW, do_sample=False, cache_implementation="static")
+        out = specdec.generate(target, **inputs(2), max_new_tokens=NEW, do_sample=False, compile=compile)
+        assert torch.equal(out, expected)
+
+
+def test_calls_of_one_shape_are_recorded_once(target: Any) -> None:
+    choose.note_uncompiled(target, 60.0, 1)
+    counts = []
+    for _ in range(4):
+        specdec.generate(target, **inputs(2), max_new_tokens=NEW, do_sample=False, compile="auto")
+        counts.append(recordings(target))
+    assert counts[1] == counts[3], "a call's memory lies where the last one's lay"
+
+
 def test_a_cache_that_goes_on(target: Any) -> None:
     choose.note_uncompiled(target, 60.0, 1)
     whole = target.generate(**inputs(2), max_new_tokens=NEW, do_sample=False)

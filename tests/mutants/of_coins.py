@@ -57,8 +57,8 @@ COINS = [
     Mutant(
         "all rows share their coins",
         _COINS,
-        "return uniform(self.seed, self.requests[:, None],",
-        "return uniform(self.seed, self.requests[:, None] * 0,",
+        "coins = uniform(self.seed, self.requests[:, None],",
+        "coins = uniform(self.seed, self.requests[:, None] * 0,",
         [_KEYS],
     ),
     Mutant(

@@ -164,4 +164,86 @@ GRAPH = [
     ),
 ]
 
-MUTANTS = [*CHANCE, *GRAPH]
+_ARENA, _RECORDED, _SHAPES = "compiled/arena.py", "compiled/recorded.py", "compiled/shapes.py"
+_OF_RECORDED, _OF_ARENA = "tests/compiled/test_recorded.py", "tests/compiled/test_arena.py"
+RECORDED = [
+    Mutant(
+        "recording: tokens are not copied where they are the same tensor",
+        _RECORDED,
+        "            if i in fresh:\n",
+        "            if i in fresh and not place.equal(place):\n",
+        [f"{_OF_RECORDED}::test_what_is_fresh_may_be_written_to_and_what_is_not_may_be_another"],
+    ),
+    Mutant(
+        "recording: constants are copied once",
+        _RECORDED,
+        "elif tensor is not self._held[i]:",
+        "elif self._held[i] is None:",
+        [f"{_OF_RECORDED}::test_what_is_fresh_may_be_written_to_and_what_is_not_may_be_another"],
+    ),
+    Mutant(
+        "recording: outputs are handed out where the next replay writes",
+        _RECORDED,
+        "return tuple(output.clone() for output in self._outputs)",
+        "return tuple(output for output in self._outputs)",
+        [f"{_OF_RECORDED}::test_outputs_outlive_the_next_replay"],
+    ),
+    Mutant(
+        "recording: one of another cache is replayed",
+        _RECORDED,
+        "tuple((tensor.data_ptr(), tensor.shape) for tensor in memory)",
+        "tuple(tensor.shape for tensor in memory)",
+        [f"{_OF_RECORDED}::test_a_recording_is_of_one_memory_and_shape"],
+    ),
+    Mutant(
+        "recording: a replay is not compared with the call",
+        _RECORDED,
+        "if not same(outputs, again):",
+        "if not outputs:",
+        [f"{_OF_RECORDED}::test_a_replay_that_gives_other_numbers_is_not_kept"],
+    ),
+    Mutant(
+        "recording: what cannot be recorded is tried again",
+        _RECORDED,
+        "        self._refused.add(shape)\n",
+        "        self._refused.add(why)\n",
+        [f"{_OF_RECORDED}::test_what_cannot_be_recorded_is_called_as_it_is"],
+    ),
+    Mutant(
+        "arena: what somebody looks at is lent again",
+        _ARENA,
+        "return _holders(block) == _ALONE",
+        "return _holders(block) >= _ALONE",
+        [f"{_OF_ARENA}::test_what_somebody_looks_at_is_not_lent"],
+    ),
+    Mutant(
+        "arena: what an earlier cache held is left in it",
+        _ARENA,
+        "block.zero_()",
+        "block.add_(0)",
+        [f"{_OF_ARENA}::test_the_same_again_once_nobody_looks_and_all_zeros"],
+    ),
+    Mutant(
+        "arena: all is kept for ever",
+        _ARENA,
+        "if kept <= self._most_bytes:",
+        "if kept >= 0:",
+        [f"{_OF_ARENA}::test_little_is_kept"],
+    ),
+    Mutant(
+        "a cache that grows leaves behind what it has",
+        "cache/layers.py",
+        "new[:, :, : old.shape[2]] = old",
+        "new[:, :, : old.shape[2]] = 0",
+        [f"{_OF_ARENA}::test_a_growing_cache_keeps_what_it_has"],
+    ),
+    Mutant(
+        "kernels that give other logits are used",
+        _SHAPES,
+        'problem = None if is_right else "those made for it gave other numbers"',
+        "problem = None",
+        ["tests/compiled/test_shapes.py::test_kernels_that_give_other_logits"],
+    ),
+]
+
+MUTANTS = [*CHANCE, *GRAPH, *RECORDED]
