@@ -78,15 +78,15 @@ CHANCE = [
     Mutant(
         "graph of chance: all draft nodes share a coin",
         _SAMPLED,
-        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node])",
-        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, 0])",
+        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, node], device=self._device)",
+        "purpose = self._draft[node] = torch.tensor([Purpose.DRAFT, 0], device=self._device)",
         _RULE,
     ),
     Mutant(
         "graph of chance: temperature is forgotten",
         _SAMPLED,
-        "self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32)",
-        "self._numbers = torch.ones(len(recipe.numbers), dtype=torch.float32)",
+        "self._numbers = torch.tensor(recipe.numbers, dtype=torch.float32, device=device)",
+        "self._numbers = torch.ones(len(recipe.numbers), dtype=torch.float32, device=device)",
         _RULE,
     ),
 ]

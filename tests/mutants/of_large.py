@@ -134,8 +134,8 @@ CHOICE = [
     Mutant(
         "one position alone is judged in parts",
         _CHOICE,
-        'return "parts" if columns > 1 else None',
-        'return "parts"',
+        'device.type == "cpu" and is_large and columns > 1',
+        'device.type == "cpu" and is_large',
         ["tests/test_large_vocabulary.py"],
     ),
     Mutant(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from models import prompts, tiny
 from transformers import PreTrainedModel
-from two_devices import FIRST, SECOND, Devices, Far, two_devices
+from two_devices import FIRST, SECOND, Devices, Far, move, two_devices
 
 import specdec
 from specdec.probe import attempt
@@ -155,3 +155,16 @@ def test_a_draft_elsewhere_is_refused_by_name(devices: Devices) -> None:
     )
     with pytest.raises(specdec.DraftMismatchError, match="takes its input on cpu"):
         specdec.generate(tiny("llama"), **prompts(1), drafter=draft, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["bart", "gpt2", "gemma3_text", "zamba2", "mixtral", "whisper"])
+def test_a_whole_model_elsewhere(devices: Devices, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that has been moved to a GPU: what the loop and the probe make for it must be made there."""
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # the stand-in's views cannot be made in it
+    model, draft = (copy.deepcopy(families.family(name, noise)) for noise in (0.0, families.ARCHITECTURES[name].noise))
+    expected = model.generate(**families.inputs(name, 2), max_new_tokens=NEW, do_sample=False)
+    for part in (model, draft):
+        move(part)
+    inputs = {key: value.to(SECOND) for key, value in families.inputs(name, 2).items()}
+    out = specdec.generate(model, **inputs, drafter=draft, num_draft_tokens=3, max_new_tokens=NEW, do_sample=False)
+    assert out.device == SECOND and torch.equal(out.to("cpu"), expected)

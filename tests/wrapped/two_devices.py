@@ -93,12 +93,14 @@ def move(module: nn.Module) -> None:
 
 
 class _Made(TorchFunctionMode):
-    """`torch.tensor` makes its tensor where no dispatch sees the device."""
+    """`torch.tensor` makes its tensor where no dispatch sees the device, and `tolist` knows no other kinds of tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             return func(*args, **{**kwargs, "device": FIRST}).to(kwargs["device"])
+        if func is Tensor.tolist and isinstance(args[0], Far):
+            return args[0].near.tolist()
         return func(*args, **kwargs)
 
 
