@@ -73,7 +73,8 @@ class SpeculativeDecoder:
             little more). Both are exact. Greedy calls use neither.
         compile: run target and draft as compiled graphs (docs/compile.md): True builds what is missing, once for a
             model and machine, which takes a minute or two; "auto" uses what is there, and builds once that is worth
-            it; a model that cannot be compiled runs uncompiled, and `out.speculation.graphs` says why.
+            it. On a GPU steps are recorded as CUDA graphs instead, with True after making kernels for them. A model that
+            cannot be compiled runs uncompiled, and `out.speculation.graphs` says why.
 
     Raises:
         OptionError: num_draft_tokens is not a positive integer up to 16 or "auto"; an unknown name, rule or compile.

@@ -166,15 +166,15 @@ def by_shapes(runner: ModelRunner, compiler: Compiler | None, capture: Capture |
     It must give the model's logits, and a step of one token in less time than the model.
     """
     try:
-        shapes = _memory_shapes(runner)
+        shapes = memory_shapes(runner)
         arena = Arena()
         problem = _problem(runner, Graph(ShapeGraphs(runner, None, capture), shapes, WIDEST, fine=False, arena=arena))
         # Kernels are compared with the step's own as they are made, since each kind of window needs some of its own.
         graph = Graph(ShapeGraphs(runner, compiler, capture), shapes, WIDEST, fine=False, arena=arena)
         if problem is None and capture is None:
             with torch.inference_mode():  # as it will be decoded: kernels are made for one mode
-                seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
-                if seconds > _seconds(runner, width=1, repeats=20):
+                seconds = seconds_of(CompiledRunner(runner, graph, GraphUse()), width=1, repeats=20)
+                if seconds > seconds_of(runner, width=1, repeats=20):
                     problem = "its graph was not faster than the model"
     except Exception as error:
         return f"it cannot be captured ({_first_line(error)})"
@@ -189,7 +189,7 @@ def _remember(known: _Known, here: str, stamp: object, graph: Graph | str) -> No
 
 
 def _built(runner: ModelRunner, store: Store, key: str) -> tuple[Package, pathlib.Path]:
-    package, file = building.build(runner, _memory_shapes(runner), store, key)
+    package, file = building.build(runner, memory_shapes(runner), store, key)
     return replace(package, widest=_widest(runner, Graph(building.load(file), package.memory))), file
 
 
@@ -216,17 +216,17 @@ def _uncompiled_seconds(runner: ModelRunner, known: _Known, tokens: int) -> floa
 @torch.inference_mode()
 def _step_seconds(runner: ModelRunner) -> float:
     """Seconds of an uncompiled forward of one token."""
-    return _seconds(runner, width=1, repeats=3)
+    return seconds_of(runner, width=1, repeats=3)
 
 
 @torch.inference_mode()
 def _widest(runner: ModelRunner, graph: Graph) -> int | None:
     """Where to leave wide windows to the uncompiled model: its library's products may be better there."""
-    compiled_seconds = _seconds(CompiledRunner(runner, graph, GraphUse()), _WIDE, repeats=5)
-    return _WIDE // 2 if _seconds(runner, _WIDE, repeats=5) < compiled_seconds else None
+    compiled_seconds = seconds_of(CompiledRunner(runner, graph, GraphUse()), _WIDE, repeats=5)
+    return _WIDE // 2 if seconds_of(runner, _WIDE, repeats=5) < compiled_seconds else None
 
 
-def _seconds(runner: ModelRunner, width: int, repeats: int) -> float:
+def seconds_of(runner: ModelRunner, width: int, repeats: int) -> float:
     """Median time of a prompt's forward over `width` tokens."""
     width = min(width, runner.max_positions or width)
     tokens = torch.zeros(1, width, dtype=torch.int64, device=runner.device)
@@ -244,7 +244,7 @@ def _seconds(runner: ModelRunner, width: int, repeats: int) -> float:
 
 
 @torch.no_grad()
-def _memory_shapes(runner: ModelRunner) -> Sequence[MemoryShape]:
+def memory_shapes(runner: ModelRunner) -> Sequence[MemoryShape]:
     """Heads, width of a key and of a value of each attention layer, as a forward of one token shows them."""
     whole = [replace(kind, window=None) for kind in runner.kinds]
     cache = RollbackCache(whole, 1, runner.device, 1)

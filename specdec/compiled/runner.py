@@ -53,7 +53,7 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chain:
+class Chain:
     """What all windows of one shape have in common: each token looks at those before it, and follows the last."""
 
     offsets: Tensor  # [B, W]
@@ -63,7 +63,7 @@ class _Chain:
     all_valid: Tensor  # [B]
 
     @classmethod
-    def of(cls, batch_size: int, width: int, device: torch.device) -> _Chain:
+    def of(cls, batch_size: int, width: int, device: torch.device) -> Chain:
         steps = torch.arange(width, device=device)
         related = (steps[None] <= steps[:, None]).expand(batch_size, -1, -1).contiguous()
         none = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -88,7 +88,7 @@ class CompiledRunner(ModelRunner):
         vars(self).update(vars(runner))
         self._graph = graph
         self._use = use
-        self._chains: dict[tuple[int, int], _Chain] = {}
+        self._chains: dict[tuple[int, int], Chain] = {}
         self.longest_window = _CHUNK
 
     def new_cache(self, batch_size: int, capacity: int, most: int | None = None) -> RollbackCache:
@@ -195,11 +195,11 @@ class CompiledRunner(ModelRunner):
         self._use.calls += 1
         return outcome, ends, logits
 
-    def _chain(self, batch_size: int, width: int) -> _Chain:
+    def _chain(self, batch_size: int, width: int) -> Chain:
         key = (batch_size, width)
         chain = self._chains.get(key)
         if chain is None:
-            chain = _Chain.of(batch_size, width, self.device)
+            chain = Chain.of(batch_size, width, self.device)
             if width <= _KEPT_WIDTH:
                 self._chains[key] = chain
         return chain

@@ -40,13 +40,16 @@ class ShapeGraphs:
         runner: the model, uncompiled.
         compiler: makes the step's kernels; None leaves them as they are.
         capture: see `Recordings`.
+
+    Attributes:
+        step: what is recorded.
     """
 
     def __init__(self, runner: ModelRunner, compiler: Compiler | None = None, capture: Capture | None = None) -> None:
-        step: Function = StepGraph(runner)
+        self.step: Function = StepGraph(runner)
         if compiler is not None:
-            step = Kernels(StepGraph(runner), compiler, [*_FREE, _FREE_MEMORY])
-        self.recordings = Recordings(step, _FRESH, capture)
+            self.step = Kernels(StepGraph(runner), compiler, [*_FREE, _FREE_MEMORY])
+        self.recordings = Recordings(self.step, _FRESH, capture)
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         """Flat inputs of `StepGraph.forward` -> its outputs."""

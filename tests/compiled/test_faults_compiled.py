@@ -97,7 +97,7 @@ def test_no_memory_to_load_does_not_cost_the_package(model: PreTrainedModel, mon
     built = store.temporary(key)
     built.write_bytes(b"code")
     runner = ModelRunner(model)
-    store.put(describe(key, "Llama", built, 1.0, list(choose._memory_shapes(runner))), built)
+    store.put(describe(key, "Llama", built, 1.0, list(choose.memory_shapes(runner))), built)
 
     def load(_: Any) -> Any:
         raise FULL

@@ -44,7 +44,7 @@ def why_not_captured(model: PreTrainedModel) -> str | None:
 
 
 def _graph(runner: ModelRunner) -> Graph:
-    shapes: Sequence[MemoryShape] = choose._memory_shapes(runner)
+    shapes: Sequence[MemoryShape] = choose.memory_shapes(runner)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module: Any = build.trace(runner, shapes).module(check_guards=False)

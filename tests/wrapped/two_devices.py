@@ -93,7 +93,7 @@ def move(module: nn.Module) -> None:
 
 
 class _Made(TorchFunctionMode):
-    """`torch.tensor` makes its tensor where no dispatch sees the device, and `tolist` knows no other kinds of tensors."""
+    """`torch.tensor` makes its tensor where no dispatch sees the device; `tolist` knows no other kinds of tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
