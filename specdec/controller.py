@@ -15,6 +15,11 @@ MAX_DRAFT_TOKENS = 16
 
 
 class Controller(Protocol):
+    @property
+    def debt(self) -> float:
+        """For the next call like this one: plain steps that drafts have lost; negative where they gained."""
+        ...
+
     def choose(self) -> int:
         """Draft tokens to ask for this round, >= 0."""
         ...
@@ -34,6 +39,8 @@ class Controller(Protocol):
 
 class FixedLength:
     """Always the same number."""
+
+    debt = 0.0
 
     def __init__(self, num_draft_tokens: int) -> None:
         self._num = num_draft_tokens
@@ -102,15 +109,24 @@ class _Account:
     """What drafting has cost against plain decoding so far, in plain steps; gains pay for later losses.
 
     Each round pays back `SHARE` of a plain step, so that over n tokens no more than LIMIT + SHARE n plain steps and one
-    round are ever lost, whatever the draft and the estimates do.
+    round are ever lost, whatever the draft and the estimates do. Calls that follow each other share the limit but for a
+    tenth: it would be too much for each of many short texts.
+
+    Args:
+        debt: what an earlier call left.
     """
 
     SHARE = 0.025
     LIMIT = 6.0
     _SAVED = 20.0  # at most so much is set aside from good times
+    _KEPT = 0.9  # of what was lost or gained, for the next call: a text of another kind has a chance
 
-    def __init__(self) -> None:
-        self.lost = 0.0
+    def __init__(self, debt: float) -> None:
+        self.lost = debt
+
+    @property
+    def debt(self) -> float:
+        return self._KEPT * min(max(self.lost, -self.LIMIT), self.LIMIT)
 
     def add(self, lost: float) -> None:
         self.lost = max(self.lost + lost - self.SHARE, -self._SAVED)
@@ -122,10 +138,14 @@ class _Account:
 class _Measured:
     """What every choice by measurement rests on: costs, the account, and how long ago a plain step was timed."""
 
-    def __init__(self) -> None:
+    def __init__(self, debt: float) -> None:
         self._costs = Costs()
-        self._account = _Account()
+        self._account = _Account(debt)
         self._since_plain = 0  # rounds
+
+    @property
+    def debt(self) -> float:
+        return self._account.debt
 
     def _note(
         self, drafted: Sequence[int], accepted: Sequence[int], width: int, draft_seconds: float, step_seconds: float
@@ -154,6 +174,10 @@ class AutoLength(_Measured):
     not: it is over before anything is known). Tries of a draft that did not pay come after pauses that double.
 
     Plain steps are what everything is compared to: the first round is one, and now and then another.
+
+    Args:
+        start: the first depth.
+        debt: that an earlier call left.
     """
 
     _FIRST_PAUSE, _LONGEST_PAUSE = 8, 128  # plain rounds before the next try, doubled by each failure
@@ -161,14 +185,15 @@ class AutoLength(_Measured):
     _RARE_CHECK = 64  # and where it gains much
     _MUCH = 1.4
 
-    def __init__(self, start: int = 3) -> None:
-        super().__init__()
+    def __init__(self, start: int = 3, debt: float = 0.0) -> None:
+        super().__init__(debt)
         self._acceptance = _Acceptance()
         self._refed = 0.0  # decayed mean of the tokens that windows hold beside depth + 1
         self._best, self._gain = start, 1.0  # the chosen depth, and its tokens a second over plain decoding's
         self._pause = self._FIRST_PAUSE
         self._wait = 0
-        self._most = MAX_DRAFT_TOKENS  # one behind a pause, doubled by each round of which something is accepted
+        # One behind a pause, and behind a call that lost; doubled by each round of which something is accepted.
+        self._most = 1 if debt > 0 else MAX_DRAFT_TOKENS
         self._asked = 0
 
     def choose(self) -> int:
@@ -268,13 +293,14 @@ class AutoSwitch(_Measured):
 
     Args:
         depth: of a proposal.
+        debt: that an earlier call left.
     """
 
     _CHECK = 32  # rounds after which a plain step is timed again
     _NEWEST = 0.3  # weight of the last round in the mean
 
-    def __init__(self, depth: int) -> None:
-        super().__init__()
+    def __init__(self, depth: int, debt: float = 0.0) -> None:
+        super().__init__(debt)
         self._depth = depth
         self._loss = 0.0  # decayed mean of what a round with drafts lost, in plain steps
 

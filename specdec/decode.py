@@ -129,7 +129,9 @@ def decode(
         state.encoded = None if prompt.extra is None else prompt.extra.encoded
         state.compile, state.graphs, state.max_new_tokens = call.compile, graphs, limits.max_new_tokens
         state.target = runner
-        controller, publish = _controller(call, drafter), _publisher(call, prompt, limits, on_commit)
+        alike = (type(drafter), len(prompt.ids), sampler.do_sample, isinstance(runner, CompiledRunner))
+        controller = _controller(call, drafter, call.debts.get(alike, 0.0))
+        publish = _publisher(call, prompt, limits, on_commit)
         decoding = Decoding(
             runner,
             state,
@@ -147,6 +149,8 @@ def decode(
             runner.ranks,
         )
         new = decoding.run()
+        if call.num_draft_tokens == "auto":
+            call.debts[alike] = controller.debt
         if keep_rows:
             close_memory(runner, memory, prompt, new)
             if past is not None and past is not memory.cache:
@@ -275,11 +279,12 @@ def _fitting(runner: ModelRunner, drafter: Drafter | None) -> Drafter | None:
     return None
 
 
-def _controller(call: Call, drafter: Drafter | None) -> Controller:
+def _controller(call: Call, drafter: Drafter | None, debt: float) -> Controller:
     if drafter is None:
         return FixedLength(0)
     if isinstance(call.num_draft_tokens, str):
-        return AutoLength() if drafter.depth is None else AutoSwitch(min(drafter.depth, MAX_DRAFT_TOKENS))
+        depth = drafter.depth
+        return AutoLength(debt=debt) if depth is None else AutoSwitch(min(depth, MAX_DRAFT_TOKENS), debt)
     return FixedLength(call.num_draft_tokens)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from os import PathLike
 from typing import Any, Literal, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class SpeculativeDecoder:
             little more). Both are exact. Greedy calls use neither.
         compile: run target and draft as compiled graphs (docs/compile.md): True builds what is missing, once for a
             model and machine, which takes a minute or two; "auto" uses what is there, and builds once that is worth
-            it. On a GPU steps are recorded as CUDA graphs instead, with True after making kernels for them. A model that
+            it. On a GPU steps are recorded as CUDA graphs, with True after making kernels for them. A model that
             cannot be compiled runs uncompiled, and `out.speculation.graphs` says why.
 
     Raises:
@@ -115,6 +116,8 @@ class SpeculativeDecoder:
         self.num_draft_tokens: NumDraftTokens = num_draft_tokens
         self.rule: Rule = rule
         self.compile: Compile = compile
+        # By target: what calls with drafts under "auto" leave to the next ones.
+        self._debts: WeakKeyDictionary[PreTrainedModel, dict[Any, float]] = WeakKeyDictionary()
 
     @classmethod
     def from_profile(
@@ -189,7 +192,7 @@ class SpeculativeDecoder:
                 kwargs["generation_config"] = generation_config
             model: Any = runner.model
             call = read_call(model, kwargs, self.drafter, self.num_draft_tokens, self.rule)
-            call.compile = self.compile
+            call.compile, call.debts = self.compile, self._debts.setdefault(model, {})
             home = _check_prompt(runner, inputs, call.kwargs)
             if call.drafter is not None:
                 call.drafter.check(model)
@@ -246,7 +249,8 @@ class SpeculativeDecoder:
                 model_kwargs["inputs_tensor"] = inputs_tensor
             given = model_kwargs.get("past_key_values")
             past = given if isinstance(given, RollbackCache) or getattr(given, "_is_user_defined", False) else None
-            call = Call({}, self.drafter, self.num_draft_tokens, self.rule, compile=self.compile)
+            debts = self._debts.setdefault(runner.model, {})
+            call = Call({}, self.drafter, self.num_draft_tokens, self.rule, compile=self.compile, debts=debts)
             prepared = Prepared(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
             return decode(runner, call, prepared, past)
 

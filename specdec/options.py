@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -96,6 +96,7 @@ class Call:
     tokenizer: Any = None
     streamer: Any = None
     compile: Compile = False
+    debts: dict[Any, float] = field(default_factory=dict)  # that calls with drafts leave to the next ones like them
 
 
 def read_call(

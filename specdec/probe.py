@@ -12,6 +12,7 @@ import weakref
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -66,7 +67,7 @@ def choose(runner: ModelRunner) -> Layout:
         UnsupportedModelError: there is none, not even one token at a time.
     """
     error = floor(runner)
-    if _settled(runner, agrees(error, _most(runner.dtype))):
+    if _settled(runner, agrees(error, largest_rounding(runner.dtype))):
         limit = tolerance(runner.dtype, error)
         for layout in runner.layouts:
             error = attempt(runner, layout)
@@ -81,9 +82,11 @@ def floor(runner: ModelRunner) -> float | str:
 
 
 @torch.no_grad()
-def difference(runner: ModelRunner, other: ModelRunner) -> float:
-    """Mean difference of two models' logits over one text, in plain forwards, relative to their deviation."""
-    one, two = (_Text(r, 7, is_even=True).plain for r in (runner, other))
+def attention_rounding(runner: ModelRunner) -> float:
+    """Mean difference of plain logits by torch's fused attention and by its plain one, relative to their deviation."""
+    one = _Text(runner, 7, is_even=True).plain
+    with sdpa_kernel(SDPBackend.MATH):
+        two = _Text(runner, 7, is_even=True).plain
     return float((one - two).nan_to_num(0.0, 0.0, 0.0).abs().mean() / one[one.isfinite()].std().clamp(min=1e-6))
 
 
@@ -95,7 +98,7 @@ def tolerance(dtype: torch.dtype, rounding: float | str) -> float:
     """
     eps = torch.finfo(dtype).eps
     least = eps if eps > 1e-4 else 1e-5  # rotary embeddings and routers compute in float32 whatever the dtype
-    return min(_most(dtype), max(5 * rounding, least)) if isinstance(rounding, float) else least
+    return min(largest_rounding(dtype), max(5 * rounding, least)) if isinstance(rounding, float) else least
 
 
 def agrees(error: float | str | None, limit: float) -> bool:
@@ -108,7 +111,7 @@ def _settled(runner: ModelRunner, answer: bool) -> bool:
     return answer if runner.ranks is None else runner.ranks.settle([answer])[0]
 
 
-def _most(dtype: torch.dtype) -> float:
+def largest_rounding(dtype: torch.dtype) -> float:
     """More than this is no rounding in any model."""
     return 0.2 if dtype in (torch.bfloat16, torch.float16) else 0.02
 
@@ -117,7 +120,7 @@ def _repeats_itself(runner: ModelRunner) -> bool:
     """Two plain forwards give the same logits, up to rounding."""
     with torch.no_grad(), torch.random.fork_rng():
         one, two = (_Text(runner, 7, is_even=True).plain for _ in range(2))
-    return torch.allclose(one, two, rtol=_most(runner.dtype), atol=_most(runner.dtype))
+    return torch.allclose(one, two, rtol=largest_rounding(runner.dtype), atol=largest_rounding(runner.dtype))
 
 
 def identity(runner: ModelRunner) -> tuple[object, ...]:
@@ -132,7 +135,7 @@ def identity(runner: ModelRunner) -> tuple[object, ...]:
 def _refusal(runner: ModelRunner, error: float | str) -> str:
     """Why a model cannot be decoded."""
     name = type(runner.model).__name__
-    if agrees(floor(runner), _most(runner.dtype)):
+    if agrees(floor(runner), largest_rounding(runner.dtype)):
         return (
             f"{name} keeps a state outside its cache: two texts decoded in turn disturb each other, and nothing can be "
             "rolled back. Use model.generate() for it."

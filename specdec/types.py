@@ -231,7 +231,7 @@ def q_tolerance(q: Tensor) -> float:
 
 def int_tensor(values: Sequence[Any], device: torch.device) -> Tensor:
     """Nested lists of integers as int64: on the CPU a few times as fast as torch.tensor, on a GPU without waiting."""
-    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device, non_blocking=True)
+    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device, non_blocking=device.type == "cuda")
 
 
 def _chain_parts(batch_size: int, num_nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -319,3 +319,48 @@ def test_a_wide_draft_that_pays_is_used(step: float, alpha: float) -> None:
     call = decode(wide(step), by_chance(alpha, 1), controller=AutoSwitch(6))
     assert call.speed > 0.95 * wide(step).fixed(alpha, 6)
     assert sum(k == 0 for k in call.asked[:-1]) <= 1 + len(call.asked) / 32, "the last token has no room for drafts"
+
+
+def series(
+    machine: Machine, alphas: list[float], make: Callable[[float], AutoLength | AutoSwitch], rows: int
+) -> list[float]:
+    """The speeds of texts of 64 tokens that follow each other, each with drafts of its own quality."""
+    debt, speeds = 0.0, []
+    for i, alpha in enumerate(alphas):
+        controller = make(debt)
+        speeds.append(decode(machine, by_chance(alpha, i), tokens=64, rows=rows, seed=i, controller=controller).speed)
+        debt = controller.debt
+    return speeds
+
+
+def length(debt: float) -> AutoLength:
+    return AutoLength(debt=debt)
+
+
+def switch(debt: float) -> AutoSwitch:
+    return AutoSwitch(6, debt)
+
+
+WIDE = Machine({1: 1.0, 20: 3.0}, 0.3)  # a tree, say, whose draft has no prompt to read
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("name", ["bfloat16", "float32", "free drafts", "experts", "gpu", "wide"])
+def test_many_short_texts_lose_less_than_one(name: str, rows: int) -> None:
+    machine, make = (WIDE, switch) if name == "wide" else (MACHINES[name], length)
+    first, *others = series(machine, [0.0] * 12, make, rows)
+    apart = series(machine, [0.0] * 12, lambda _: make(0.0), rows)
+    assert sum(others) / 11 > sum(apart) / 12 + (0.03 if 1 - first > 0.09 else 0.003)
+    assert min(others) > 0.9
+
+
+@pytest.mark.parametrize("alpha", [0.6, 0.9])
+@pytest.mark.parametrize("name", [*MACHINES, "wide"])
+def test_a_debt_does_not_keep_good_drafts_away(name: str, alpha: float) -> None:
+    """Of texts that all gain, and of those that gain between others that do not."""
+    machine, make = (WIDE, switch) if name == "wide" else (MACHINES[name], length)
+    for alphas in ([alpha] * 12, [0.0, alpha] * 12):
+        good = [i for i, a in enumerate(alphas) if a]
+        with_debts, without = (series(machine, alphas, how, 1) for how in (make, lambda _: make(0.0)))
+        speeds, before = (sum(found[i] for i in good) / len(good) for found in (with_debts, without))
+        assert speeds > before - max(0.02, 0.16 * (before - 1))

@@ -42,8 +42,8 @@ class RollbackCache(Cache):
         fine: grow by a few slots at a time from the start, for attention that looks at all slots there are.
         doubling: always grow to powers of two, for graphs of which each capacity needs one of its own.
         most: slots that will be needed in the end, so that none are made beyond; None if that is not known.
-        lender: where the attention layers' buffers come from, given a capacity: keys and values of each in turn, zeros;
-            None makes them at the first forward, or by `allocate`.
+        lender: where the attention layers' buffers come from, given rows and a capacity: keys and values of each in
+            turn, zeros; None makes them at the first forward, or by `allocate`.
 
     Attributes:
         lengths: [B] int64, committed tokens of each row (at a fixed address while no row leaves).
@@ -61,7 +61,7 @@ class RollbackCache(Cache):
         fine: bool = False,
         doubling: bool = False,
         most: int | None = None,
-        lender: Callable[[int], Sequence[Tensor]] | None = None,
+        lender: Callable[[int, int], Sequence[Tensor]] | None = None,
     ) -> None:
         window = Slots(torch.empty(batch_size, 0, dtype=torch.int64, device=device))
         self._fine, self._doubling, self._most, self._lender = fine, doubling, most, lender
@@ -179,7 +179,7 @@ class RollbackCache(Cache):
     def _take(self, capacity: int) -> None:
         """The attention layers go on in what is lent."""
         assert self._lender is not None
-        buffers = iter(self._lender(capacity))
+        buffers = iter(self._lender(self._opening.batch_capacity, capacity))
         for layer in self._attention:
             layer.take(next(buffers), next(buffers))
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from specdec.compiled.recorded import stream_of
+from specdec.errors import is_out_of_memory
 
-_MOST_BYTES = 1 << 30  # that are kept for the next cache, beside what is in use
+_MOST_BYTES = 1 << 30  # that are kept while nobody needs them
 _ALIGNED = 256  # bytes
 _Key = tuple[object, ...]
 
 
 class Arena:
-    """Lends zeros; what nobody holds any longer is lent again. Safe for threads.
+    """Lends zeros; what nobody holds any longer is lent again. For any thread.
 
     Args:
-        most_bytes: that are kept while nobody needs them.
+        most_bytes: that are kept; a larger request is lent once, and what is idle is forgotten as others are lent.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
@@ -35,27 +36,39 @@ class Arena:
         # Work on another stream may not be over when its tensors are gone.
         key = (tuple(map(tuple, shapes)), dtype, device, stream_of(device))
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            blocks = self._blocks.setdefault(key, [])
-            self._blocks.move_to_end(key)
-            block = next((b for b in blocks if _is_free(b)), None)
+            block = next((b for b in self._blocks.get(key, []) if _is_free(b)), None)
             if block is None:
-                block = torch.zeros(sum(sizes), dtype=dtype, device=device)
-                blocks.append(block)
-                self._drop_idle(but=block)
+                block = self._new(sum(sizes), dtype, device)
+                if block.nbytes <= self._most_bytes:
+                    self._blocks.setdefault(key, []).append(block)
             else:
                 block.zero_()  # a masked slot still meets a zero weight, and 0 * NaN would be NaN
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
             parts = block.split(sizes)
             return [part[: prod(shape)].view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _drop_idle(self, but: Tensor) -> None:
-        """Forgets what has been free for longest, until no more is kept than may be."""
-        idle = [(key, b) for key, blocks in self._blocks.items() for b in blocks if b is not but and _is_free(b)]
+    def _new(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self._drop_idle(self._most_bytes - size * dtype.itemsize)
+        try:
+            return torch.zeros(size, dtype=dtype, device=device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._drop_idle(0)
+            return torch.zeros(size, dtype=dtype, device=device)
+
+    def _drop_idle(self, most: int) -> None:
+        """Forgets what has been free for longest, until no more is kept than that."""
+        idle = [(key, block) for key, blocks in self._blocks.items() for block in blocks if _is_free(block)]
         kept = sum(block.nbytes for _, block in idle)
         for key, block in idle:
-            if kept <= self._most_bytes:
+            if kept <= most:
                 return
             kept -= block.nbytes
             self._blocks[key] = [b for b in self._blocks[key] if b is not block]
+            if not self._blocks[key]:
+                del self._blocks[key]
 
 
 def _is_free(block: Tensor) -> bool:

@@ -19,14 +19,14 @@ from specdec.cache import RollbackCache
 from specdec.compiled import build as building
 from specdec.compiled.arena import Arena
 from specdec.compiled.fingerprint import Survey, environment, key_of, survey
-from specdec.compiled.graph import MemoryShape, shared_copy
+from specdec.compiled.graph import MemoryShape
 from specdec.compiled.recorded import Capture
 from specdec.compiled.runner import CompiledRunner, Graph
 from specdec.compiled.shapes import WIDEST, Compiler, ShapeGraphs, inductor
 from specdec.compiled.store import Package, Store
 from specdec.compiled.support import why_not, why_not_here
 from specdec.errors import SpecdecError, is_out_of_memory
-from specdec.probe import agrees, difference, relative_error, tolerance
+from specdec.probe import agrees, attention_rounding, largest_rounding, relative_error, tolerance
 from specdec.stats import GraphUse
 from specdec.target import ModelRunner
 from specdec.types import Compile, Proposal
@@ -35,7 +35,7 @@ from specdec.window import Plan, build_window
 logger = logging.getLogger("specdec")
 _SAVED = 0.6  # share of uncompiled decoding that a graph saves at least, on the bundled pair (docs/performance.md)
 _LOAD_SECONDS = 0.5  # to load a package and check it
-_AS_FAR = 2.0  # a graph may be from a model, measured by how far transformers' two attentions are from each other
+_AS_FAR = 2.0  # a graph may be from a model, measured by how far two of torch's attentions are from each other
 _WIDE = 64  # tokens of the window at which prefill is timed, compiled and not
 _LOCK = threading.Lock()
 
@@ -109,12 +109,9 @@ def _settled(runner: ModelRunner, seen: Survey, want: Compile) -> Graph | str | 
     if known is None:
         return None
     now = seen.stamp()
-    for here in _places(runner, want):
-        for remembered in (known.graphs, known.refusals):
-            found = remembered.get(here)
-            if found is not None and found[0] == now:
-                return found[1]
-    return None
+    places = _places(runner, want)
+    graphs, refusals = [known.graphs.get(here) for here in places], [known.refusals.get(places[-1])]
+    return next((found[1] for found in [*graphs, *refusals] if found is not None and found[0] == now), None)
 
 
 def _graph(runner: ModelRunner, seen: Survey, want: Compile, tokens: int) -> Graph | str:
@@ -198,10 +195,9 @@ def _problem(runner: ModelRunner, graph: Graph) -> str | None:
     own = relative_error(runner)
     error = relative_error(CompiledRunner(runner, graph, GraphUse()))
     limit = tolerance(runner.dtype, own)
-    if not agrees(error, limit) and runner.dtype.itemsize == 2:
-        # On a GPU products of any width round alike, and their sum hides what another attention's roundings do.
-        eager = ModelRunner(shared_copy(runner.model, "eager"))
-        limit = max(limit, _AS_FAR * difference(runner, eager))
+    if not agrees(error, limit) and runner.device.type == "cuda":
+        # There products of any width round alike, so that `own` says little of what an attention's other roundings do.
+        limit = min(largest_rounding(runner.dtype), max(limit, _AS_FAR * attention_rounding(runner)))
     if agrees(error, limit):
         return None
     return f"its graph gave other logits than the model (relative error {error:.2g}, of which {limit:.2g} is rounding)"

@@ -159,14 +159,14 @@ class StepGraph(nn.Module):
         return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
 
 
-def shared_copy(model: PreTrainedModel, attention: str = NAME) -> PreTrainedModel:
-    """The model's modules and configs anew, around the same weights, with the graph's attention or another one."""
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's modules and configs anew, around the same weights, with the graph's attention."""
     weights = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     clone = copy.deepcopy(model, weights)
     for module in clone.modules():
         config: Any = getattr(module, "config", None)
-        if config is not None and getattr(config, "_attn_implementation", attention) != attention:
-            config._attn_implementation = attention
+        if config is not None and getattr(config, "_attn_implementation", NAME) != NAME:
+            config._attn_implementation = NAME
         if getattr(config, "_experts_implementation", None) is not None:
             config._experts_implementation = "batched_mm"  # the others choose experts on the host
     return clone

@@ -101,8 +101,8 @@ class CompiledRunner(ModelRunner):
             return cache
         arena = self._graph.arena or Arena()
 
-        def lent(slots: int) -> list[Tensor]:
-            shapes = [(batch_size, heads, slots, width) for heads, *widths in memory for width in widths]
+        def lent(rows: int, slots: int) -> list[Tensor]:
+            shapes = [(rows, heads, slots, width) for heads, *widths in memory for width in widths]
             return arena.lend(shapes, dtype, device)
 
         return RollbackCache(kinds, batch_size, device, max(capacity, _LEAST_SLOTS), doubling=True, lender=lent)

@@ -31,8 +31,8 @@ logger = logging.getLogger("specdec")
 # Above these many tokens torch's own operations are as fast (docs/performance.md): a sort is a sort.
 _MOST_VOCAB, _MOST_SORTED = 1 << 16, 1 << 14
 _MOST_ON_GPU = 1 << 19  # rows times vocabulary
+_RECORDED, _MOST_RECORDED = "recorded", 8  # in `_known`: how their keys begin, and how many are kept
 _OWN = ("compiled/chance.py", "types.py", "verify/coins.py", "verify/rules.py", "verify/tree.py")
-_PASSES = 3  # of the check: a recording is replayed at the third
 _FRESH = (0, 1, 2, 3, 9)  # of `ChanceGraph.forward`'s arguments: which may be written to between calls
 _LOCK = threading.Lock()
 _known: dict[str, Run | str] = {}  # by key: what runs it, or why nothing does
@@ -140,7 +140,7 @@ def _why_not(recipe: Recipe, runner: ModelRunner, batch_size: int) -> str | None
 
 def _run_of(recipe: Recipe, want: Compile, runner: ModelRunner) -> Run | str:
     on_cpu = runner.device.type == "cpu"
-    key = _key(recipe) if on_cpu else f"{_key(recipe)} {runner.device} {runner.vocab_size}"
+    key = _key(recipe) if on_cpu else f"{_RECORDED} {_key(recipe)} {runner.device} {runner.vocab_size}"
     found = _known.get(key)
     if found is None:
         with _LOCK:  # a second thread waits for the first one's package
@@ -153,14 +153,17 @@ def _run_of(recipe: Recipe, want: Compile, runner: ModelRunner) -> Run | str:
 def _made(recipe: Recipe, runner: ModelRunner, key: str) -> Run | str:
     """On a GPU: its operations as they are, recorded. inductor's kernels for it drew other tokens (torch 2.11)."""
     run = recorded_chance(recipe)
-    is_right = _is_right(run, recipe, runner.device, runner.vocab_size)
+    is_right = _is_right(run, recipe, runner.device, runner.vocab_size, passes=3)
     _known[key] = run if is_right else "its recording gave other tokens than torch's own operations"
+    recorded = [name for name in _known if name.startswith(_RECORDED)]
+    for name in recorded[:-_MOST_RECORDED]:
+        del _known[name]
     return _known[key]
 
 
 def recorded_chance(recipe: Recipe, capture: Capture | None = None) -> Run:
     """The graph of chance as `ShapeGraphs` are of a model."""
-    recordings = Recordings(ChanceGraph(recipe), _FRESH, capture)
+    recordings = Recordings(ChanceGraph(recipe), _FRESH, capture, most=16)
     return lambda inputs: recordings(inputs)
 
 
@@ -188,18 +191,21 @@ def _loaded(recipe: Recipe, want: Compile, key: str) -> Run | str:
     return problem
 
 
-def _is_right(run: Run, recipe: Recipe, device: torch.device = HOST, vocab_size: int | None = None) -> bool:
+def _is_right(
+    run: Run, recipe: Recipe, device: torch.device = HOST, vocab_size: int | None = None, passes: int = 2
+) -> bool:
     """Rounds of one and of two rows, with and without q, drafts and not: the tokens that the uncompiled rule commits.
 
     One may differ, at a tie's edge.
 
     Args:
         vocab_size: of the logits; any that will do if omitted.
+        passes: how often each round is decided; a recording is replayed at the third.
     """
     vocab, wrong = vocab_size or max(64, 2 * recipe.least_vocab), 0
     graph, sampler = Chance(run, recipe, GraphUse(), device), Sampler(recipe.processors, do_sample=True)
     cases = [(1, 0, False), (2, 0, False), (1, 3, True), (1, 3, False), (2, 2, True)]
-    for length, (batch_size, num_nodes, has_q) in enumerate(cases * _PASSES):
+    for length, (batch_size, num_nodes, has_q) in enumerate(cases * passes):
         steps = torch.arange(batch_size * (num_nodes + 1) * vocab, dtype=torch.float32, device=device)
         logits = 3 * torch.sin((length + 7.3) * steps).view(batch_size, num_nodes + 1, vocab)
         requests = torch.arange(batch_size, device=device)

@@ -7,6 +7,7 @@ minute for windows of one token and as much again for wider ones; its own cache 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ WIDEST = 17  # windows of more tokens than that (prompts) are run by the model i
 _FREE = ((0, 1), (0, 1), (0, 1, 2), (0,), (0,), (0,))  # sizes that change, of the small inputs of `StepGraph.forward`
 _FREE_MEMORY = (0, 2)
 _FRESH = (0, 3, 4)  # tokens, starts and counts; what chains of one shape have in common is never written to
+_MAKING = threading.Lock()  # torch's settings, which are changed meanwhile, are the process'
 Compiler = Callable[[nn.Module], Function]
 
 
@@ -75,29 +77,34 @@ class Kernels:
 
     def __call__(self, *arguments: Any) -> Sequence[Tensor]:
         kind = self._mark(arguments)
-        if self._compiled is None or kind not in self._made:
-            outputs: Sequence[Tensor] = self._program(*arguments)
-            if self._compiled is not None:
-                self._make(kind, arguments, outputs)
-            return outputs
-        with _free_sizes():
-            return self._compiled(*arguments)
+        if self._compiled is not None and kind in self._made:
+            try:
+                return self._compiled(*arguments)
+            except Exception as error:  # a kind that this has not told from the others
+                self._leave(f"{type(error).__name__}: {error}")
+        outputs: Sequence[Tensor] = self._program(*arguments)
+        if self._compiled is not None and not self._make(kind, arguments, outputs):
+            outputs = self._program(*arguments)  # what was written is not to be trusted
+        return outputs
 
-    def _make(self, kind: object, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    def _make(self, kind: object, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> bool:
         """Calls what is compiled for the first time with such arguments; does without it if something is wrong."""
         assert self._compiled is not None
         name, device = type(getattr(self._program, "model", self._program)).__name__, arguments[0].device
         try:
-            with building_kernels(name, device), _free_sizes():
+            with _MAKING, building_kernels(name, device), _free_sizes():
                 is_right = same(outputs, self._compiled(*arguments))
-            problem = None if is_right else "those made for it gave other numbers"
         except Exception as error:  # whatever torch's compiler raises
-            problem = f"{type(error).__name__}: {error}"
-        if problem is None:
-            self._made.add(kind)
-        else:
-            logger.warning("a step keeps the kernels that it has: %s", problem)
-            self._compiled = None
+            return self._leave(f"{type(error).__name__}: {error}")
+        if not is_right:
+            return self._leave("those made for it gave other numbers")
+        self._made.add(kind)
+        return True
+
+    def _leave(self, problem: str) -> bool:
+        logger.warning("a step keeps the kernels that it has: %s", problem)
+        self._compiled = None
+        return False
 
     def _mark(self, arguments: Sequence[Any]) -> object:
         """Says which sizes are free; returns which of them are 1."""

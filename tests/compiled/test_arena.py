@@ -67,11 +67,30 @@ def test_other_shapes_and_modes_have_memory_of_their_own() -> None:
 
 
 def test_little_is_kept() -> None:
-    arena = Arena(most_bytes=1000)
+    def kept() -> list[int]:
+        return [block.nbytes for blocks in arena._blocks.values() for block in blocks]
+
+    arena = Arena(most_bytes=2000)
     for size in (100, 200, 300):
         lent(arena, [(size,)])
-    kept = [block.nbytes for blocks in arena._blocks.values() for block in blocks]
-    assert sum(kept) <= 1000 + 1280 and kept[-1] == 1280, "the last one has just been lent"
+    assert kept() == [1280], "with either of the two before it would be too much"
+    lent(arena, [(64,)])
+    assert kept() == [1280, 256]
+    lent(arena, [(1000,)])
+    assert sum(kept()) == 0, "a large one is lent and not kept, and nothing beside it"
+
+
+def test_what_is_idle_makes_room_when_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, zeros = Arena(), torch.zeros
+    lent(arena)
+
+    def scarce(*arguments: Any, **how: Any) -> Tensor:
+        if arena._blocks:
+            raise torch.OutOfMemoryError("none left")
+        return zeros(*arguments, **how)
+
+    monkeypatch.setattr(torch, "zeros", scarce)
+    assert lent(arena, [(5,)])[0].tolist() == [0.0] * 5
 
 
 @pytest.fixture
@@ -105,6 +124,19 @@ def test_a_growing_cache_keeps_what_it_has(compiled: Any) -> None:
     for old, new in zip(before, cache.buffers(), strict=True):
         size = old.shape[2]
         assert new.shape[2] == 2 * size and torch.equal(new[:, :, :size], old) and not new[:, :, size:].any()
+
+
+def test_more_rows_than_there_were(compiled: Any) -> None:
+    cache = compiled.new_cache(2, 9)
+    for buffer in cache.buffers():
+        buffer.normal_()
+    before = [buffer.clone() for buffer in cache.buffers()]
+    cache.lengths.fill_(9)
+    cache.reserve(9)
+    cache.select_rows(torch.tensor([0, 1, 0]))
+    cache.reserve(before[0].shape[2] + 1)
+    for old, new in zip(before, cache.buffers(), strict=True):
+        assert new.shape[0] == 3 and torch.equal(new[:, :, :9], old[[0, 1, 0], :, :9])
 
 
 def test_a_call_finds_its_recordings_again(monkeypatch: pytest.MonkeyPatch) -> None:

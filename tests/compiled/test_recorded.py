@@ -73,9 +73,8 @@ def test_a_recording_is_of_one_memory_and_shape(recordings: Recordings) -> None:
     assert len(recordings.recorded) == 3
 
 
-def test_no_more_are_kept_than_so_many(monkeypatch: pytest.MonkeyPatch, recordings: Recordings) -> None:
-    monkeypatch.setattr(recorded, "_MOST", 2)
-    memory = [ones(0, 9)]
+def test_no_more_are_kept_than_so_many(called: Sum) -> None:
+    recordings, memory = Recordings(called, (0,), remade, most=2), [ones(0, 9)]
     for size in (2, 2, 3, 3, 2, 4, 4, 2):
         recordings([ones(1, size), ones(1, size)], [memory[0][:size]])
     assert len(recordings.recorded) == 2
@@ -83,24 +82,59 @@ def test_no_more_are_kept_than_so_many(monkeypatch: pytest.MonkeyPatch, recordin
 
 
 def test_what_cannot_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFixture, called: Sum) -> None:
+    """Nothing of that function is tried again: a capture that fails costs torch memory."""
+
     def fails(*_: Any) -> Any:
+        memory[0].fill_(9.0)  # as far as it came
         raise RuntimeError("operation not permitted when stream is capturing")
 
     recordings, memory = Recordings(called, (0,), fails), [ones(0)]
     for step in range(4):
+        assert recordings([ones(step), ones(1)], memory)[0][0] == memory[0][0] == step + 1
+        recordings([ones(step, 2), ones(1, 2)], [memory[0][:2]])
+    assert not recordings.recorded
+    assert len([r for r in caplog.records if "not permitted" in r.getMessage()]) == 1
+
+
+def test_want_of_memory_may_pass(called: Sum) -> None:
+    def fails_first(*call: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return remade(*call)
+
+    tries: list[int] = []
+    recordings, memory = Recordings(called, (0,), fails_first), [ones(0)]
+    for step in range(4):
         assert recordings([ones(step), ones(1)], memory)[0][0] == step + 1
-    assert called.calls == 4 and not recordings.recorded
-    assert len([r for r in caplog.records if "not permitted" in r.getMessage()]) == 1, "tried once"
+    assert recordings.recorded
 
 
-def test_a_replay_that_gives_other_numbers_is_not_kept(caplog: pytest.LogCaptureFixture, called: Sum) -> None:
-    def stale(*call: Any) -> Any:
-        outputs, _ = remade(*call)
-        return outputs, lambda: [output.mul_(2) for output in outputs]
+def spoiled(by: Any) -> Any:
+    """A capture whose replay does something more."""
 
-    recordings, memory = Recordings(called, (0,), stale), [ones(0)]
+    def capture(function: Any, places: Any, memory: Any) -> Any:
+        outputs, replay = remade(function, places, memory)
+        return outputs, lambda: (replay(), by(outputs, memory))
+
+    return capture
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        lambda outputs, memory: outputs[0].mul_(2),
+        lambda outputs, memory: (outputs[0].mul_(2), memory[0].fill_(7.0)),
+        lambda outputs, memory: memory[0].add_(1),
+        lambda outputs, memory: memory[0].zero_(),
+    ],
+    ids=["outputs", "outputs and memory", "memory", "nothing is written"],
+)
+def test_a_replay_that_does_something_else_is_not_kept(caplog: Any, called: Sum, by: Any) -> None:
+    """And what it has written is written again, as it should be."""
+    recordings, memory = Recordings(called, (0,), spoiled(by)), [ones(0)]
     for step in range(3):
-        assert recordings([ones(step), ones(1)], memory)[0][0] == step + 1
+        assert recordings([ones(step), ones(1)], memory)[0][0] == memory[0][0] == step + 1
     assert not recordings.recorded and "other numbers" in caplog.text
 
 

@@ -171,6 +171,9 @@ def test_rounds_without_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As "auto" has them where drafts do not pay: the windows stay as they were, and the text is the target's."""
 
     class Now(FixedLength):
+        def __init__(self, depth: int, debt: float) -> None:
+            super().__init__(depth)
+
         def choose(self) -> int:
             calls.append(next(asked))
             return calls[-1]

@@ -198,15 +198,29 @@ RECORDED = [
     Mutant(
         "recording: a replay is not compared with the call",
         _RECORDED,
-        "if not same(outputs, again):",
-        "if not outputs:",
-        [f"{_OF_RECORDED}::test_a_replay_that_gives_other_numbers_is_not_kept"],
+        "if not same(outputs, self(first, fresh)):",
+        "if not self(first, fresh):",
+        [f"{_OF_RECORDED}::test_a_replay_that_does_something_else_is_not_kept"],
+    ),
+    Mutant(
+        "recording: what a replay writes is not looked at",
+        _RECORDED,
+        "is_right = bool(written.any()) and same([right[written]], [part[written]])",
+        "is_right = True",
+        [f"{_OF_RECORDED}::test_a_replay_that_does_something_else_is_not_kept"],
+    ),
+    Mutant(
+        "recording: what a bad replay wrote is left",
+        _RECORDED,
+        "_call(self._function, places, memory)  # what was written is not to be trusted",
+        "pass",
+        [f"{_OF_RECORDED}::test_a_replay_that_does_something_else_is_not_kept"],
     ),
     Mutant(
         "recording: what cannot be recorded is tried again",
         _RECORDED,
-        "        self._refused.add(shape)\n",
-        "        self._refused.add(why)\n",
+        "                self._is_off = True\n",
+        "                self._is_off = False\n",
         [f"{_OF_RECORDED}::test_what_cannot_be_recorded_is_called_as_it_is"],
     ),
     Mutant(
@@ -226,7 +240,7 @@ RECORDED = [
     Mutant(
         "arena: all is kept for ever",
         _ARENA,
-        "if kept <= self._most_bytes:",
+        "if kept <= most:",
         "if kept >= 0:",
         [f"{_OF_ARENA}::test_little_is_kept"],
     ),
@@ -240,9 +254,23 @@ RECORDED = [
     Mutant(
         "kernels that give other logits are used",
         _SHAPES,
-        'problem = None if is_right else "those made for it gave other numbers"',
-        "problem = None",
+        "if not is_right:",
+        "if False:",
         ["tests/compiled/test_shapes.py::test_kernels_that_give_other_logits"],
+    ),
+    Mutant(
+        "what bad kernels wrote is left",
+        _SHAPES,
+        "outputs = self._program(*arguments)  # what was written is not to be trusted",
+        "pass",
+        ["tests/compiled/test_shapes.py::test_kernels_that_give_other_logits"],
+    ),
+    Mutant(
+        "a cache whose rows are more than there were grows to the old number",
+        "compiled/runner.py",
+        "shapes = [(rows, heads,",
+        "shapes = [(batch_size, heads,",
+        [f"{_OF_ARENA}::test_more_rows_than_there_were"],
     ),
 ]
 

@@ -358,6 +358,34 @@ CONTROLLER = [
         ["tests/test_auto_bounds.py"],
     ),
     Mutant(
+        "a decoder forgets what its last call had lost",
+        "decode.py",
+        "call.debts[alike] = controller.debt",
+        "call.debts[alike] = 0.0",
+        ["tests/test_debts.py"],
+    ),
+    Mutant(
+        "one call's debt is every call's",
+        "decode.py",
+        "alike = (type(drafter), len(prompt.ids), sampler.do_sample,",
+        "alike = (type(drafter), 0, sampler.do_sample,",
+        ["tests/test_debts.py"],
+    ),
+    Mutant(
+        "a debt is for ever",
+        "controller.py",
+        "_KEPT = 0.9",
+        "_KEPT = 1.9",
+        ["tests/test_auto_bounds.py::test_a_debt_does_not_keep_good_drafts_away"],
+    ),
+    Mutant(
+        "a debt counts for nothing",
+        "controller.py",
+        "self.lost = debt",
+        "self.lost = 0.0",
+        ["tests/test_auto_bounds.py::test_many_short_texts_lose_less_than_one"],
+    ),
+    Mutant(
         "a drafter of one depth drafts on, whatever it has lost",
         "controller.py",
         "return self._depth if self._account.allows(max(0.0, self._loss)) else 0",
@@ -367,8 +395,8 @@ CONTROLLER = [
     Mutant(
         "a drafter of one depth is never asked whether it pays",
         "decode.py",
-        "else AutoSwitch(min(",
-        "else FixedLength(min(",
+        "AutoSwitch(min(depth, MAX_DRAFT_TOKENS), debt)",
+        "FixedLength(min(depth, MAX_DRAFT_TOKENS))",
         ["tests/drafters/test_lookahead.py::test_rounds_without_drafts"],
     ),
     Mutant(
