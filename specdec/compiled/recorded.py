@@ -113,9 +113,8 @@ class _Recording:
 
     def __init__(self, function: Function, first: Sequence[Tensor], memory: Sequence[Tensor], capture: Capture) -> None:
         self._places = [tensor.clone() for tensor in first]
-        self._held: list[Tensor | None] = [
-            None for _ in first
-        ]  # kept, so that no other tensor is taken for one of them
+        # What was copied last; kept, so that no other tensor is taken for one of them.
+        self._held: list[Tensor | None] = [None for _ in first]
         self._outputs, self._replay = capture(function, self._places, list(memory))
 
     def __call__(self, first: Sequence[Tensor], fresh: Sequence[int]) -> Outputs:
