@@ -157,7 +157,14 @@ def test_a_draft_elsewhere_is_refused_by_name(devices: Devices) -> None:
         specdec.generate(tiny("llama"), **prompts(1), drafter=draft, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("name", ["bart", "gpt2", "gemma3_text", "zamba2", "mixtral", "whisper"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bart",
+        "gpt2",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("gemma3_text", "zamba2", "mixtral", "whisper")),
+    ],
+)
 def test_a_whole_model_elsewhere(devices: Devices, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that has been moved to a GPU: what the loop and the probe make for it must be made there."""
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # the stand-in's views cannot be made in it
