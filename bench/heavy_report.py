@@ -15,6 +15,7 @@ def parts(infos: Sequence[Info]) -> list[str]:
     makers = {
         "weights": _weights,
         "never slower": _never,
+        "short texts": _short,
         "long context": _contexts,
         "peak memory": _peaks,
         "acceptance": _acceptance,
@@ -140,6 +141,24 @@ def _never(infos: Sequence[Info]) -> str:
     columns = (
         "target|dtype|draft|over plain|over its own plain steps|acceptance rate|drafted|asked, by quarter|"
         "texts equal to plain|"
+    )
+    return table(columns, rows)
+
+
+def _short(infos: Sequence[Info]) -> str:
+    rows = [
+        [
+            info["case"],
+            info["dtype"],
+            *(spread(info["over_plain"][side]) for side in info["over_plain"]),
+            *(f"{drafted:.1f}" for drafted in info["drafted"].values()),
+            equal_texts(info["texts"]),
+        ]
+        for info in infos
+    ]
+    columns = (
+        "case|dtype|a decoder a call, over plain|one decoder, over plain|drafted tokens a row and call|with one decoder|"
+        "texts equal to plain"
     )
     return table(columns, rows)
 

@@ -72,8 +72,8 @@ class _Watched(AutoLength):
 
     last: _Watched  # of the last call
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, debt: float) -> None:
+        super().__init__(debt=debt)
         _Watched.last = self
         self.asked: list[int] = []
         self._plain: list[float] = []  # seconds of steps without drafts
