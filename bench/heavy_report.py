@@ -157,8 +157,8 @@ def _short(infos: Sequence[Info]) -> str:
         for info in infos
     ]
     columns = (
-        "case|dtype|a decoder a call, over plain|one decoder, over plain|drafted tokens a row and call|with one decoder|"
-        "texts equal to plain"
+        "case|dtype|a decoder a call, over plain|one decoder, over plain|drafted tokens a row and call|"
+        "with one decoder|texts equal to plain"
     )
     return table(columns, rows)
 

@@ -1,4 +1,4 @@
-"""Many short texts under "auto": a decoder that remembers what drafts lost beside one for each call, over plain decoding.
+"""Many short texts under "auto": one decoder, which remembers what drafts lost, beside one for each call, over plain.
 
 Compiled, on the bundled pair; each side decodes the same prompts in turn, several times over.
 """
@@ -67,6 +67,7 @@ def test_short_texts(benchmark: Any, settings: Settings, dtype: torch.dtype, cas
         )
     benchmark.extra_info |= settings.info() | {
         "kind": "short texts",
+        "new_tokens": NEW_TOKENS,
         "case": case,
         "dtype": str(dtype).removeprefix("torch."),
         "over_plain": {side: comparison.ratio(side, PLAIN).spread for side in (APART, KEPT)},
