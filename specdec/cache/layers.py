@@ -73,14 +73,12 @@ class FullAttentionLayer(CacheLayerMixin):
         return self._opening.capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        for name, states in (("keys", key_states), ("values", value_states)):
-            _, heads, _, dim = states.shape
-            shape = (self._opening.batch_capacity, heads, self.places, dim)
+        buffers = []
+        for states in (key_states, value_states):
+            shape = (self._opening.batch_capacity, states.shape[1], self.places, states.shape[3])
             # Zeros, not empty: a masked slot still meets a zero weight, and 0 * NaN would be NaN.
-            buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
-            mark_static(buffer)
-            setattr(self, name, buffer)
-        self.is_initialized = True
+            buffers.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
+        self.take(*buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes the window's states [B, H, W, D]; returns views of the first `extent` slots.

@@ -13,9 +13,14 @@ from models import prompts
 from torch import Tensor
 
 import specdec
-from specdec.compiled import Store
+from specdec.compiled import Store, choose
+from specdec.compiled.fingerprint import environment, survey
 from specdec.compiled.graph import StepGraph
+from specdec.compiled.runner import Graph
+from specdec.compiled.shapes import Compiler
 from specdec.compiled.store import describe
+from specdec.probe import probe
+from specdec.target import ModelRunner
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 NEW = 8
@@ -92,3 +97,14 @@ def _at(address: int, shape: Any, stride: Any, dtype: torch.dtype) -> Tensor:
     size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     raw = (ctypes.c_byte * (size * dtype.itemsize)).from_address(address)
     return torch.frombuffer(raw, dtype=dtype).as_strided(shape, stride)
+
+
+def recorded(model: Any, compiler: Compiler | None = None) -> Any:
+    """The model decodes by shapes from now on, as on a GPU; returns what holds the recordings."""
+    runner = ModelRunner(model)
+    probe(runner)
+    graph = choose.by_shapes(runner, compiler, remade)
+    assert isinstance(graph, Graph), graph
+    known = choose._known.setdefault(model, choose._Known())
+    known.graphs[environment()] = (survey(model).stamp(), graph)
+    return graph.run

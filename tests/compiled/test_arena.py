@@ -9,7 +9,7 @@ import pytest
 import torch
 from fresh import own
 from models import prompts
-from stand_in import remade
+from stand_in import recorded, remade
 from torch import Tensor
 
 import specdec
@@ -141,14 +141,7 @@ def test_more_rows_than_there_were(compiled: Any) -> None:
 
 def test_a_call_finds_its_recordings_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, draft = own(), own(noise=0.02)
-    runs = []
-    for each in (model, draft):
-        runner = ModelRunner(each)
-        probe(runner)
-        graph: Any = choose.by_shapes(runner, None, remade)
-        runs.append(graph.run.recordings)
-        known = choose._known.setdefault(each, choose._Known())
-        known.graphs[choose.environment()] = (choose.survey(each).stamp(), graph)
+    runs = [recorded(each).recordings for each in (model, draft)]
     expected = model.generate(**prompts(2), max_new_tokens=30, do_sample=False)
     counts = []
     gc.disable()
@@ -166,11 +159,7 @@ def test_a_call_finds_its_recordings_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_returned_cache_is_its_owner_s() -> None:
     model = own()
-    runner = ModelRunner(model)
-    probe(runner)
-    graph: Any = choose.by_shapes(runner, None, remade)
-    known = choose._known.setdefault(model, choose._Known())
-    known.graphs[choose.environment()] = (choose.survey(model).stamp(), graph)
+    recorded(model)
     arguments: dict[str, Any] = {"do_sample": False, "compile": True, "return_dict_in_generate": True}
     whole = model.generate(**prompts(1), max_new_tokens=20, do_sample=False)
     first = specdec.generate(model, **prompts(1), max_new_tokens=10, **arguments)

@@ -13,33 +13,22 @@ from specdec.compiled import recorded
 from specdec.compiled.recorded import Recordings
 
 
-class Sum:
-    """Adds x + y to the memory; returns what it was, and the sum. Counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, x: Tensor, y: Tensor, memory: list[Tensor]) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        memory[0].copy_(x + y)
-        return x + y, memory[0] + 0
+def add(x: Tensor, y: Tensor, memory: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Writes x + y to the memory; returns it, and what the memory holds."""
+    memory[0].copy_(x + y)
+    return x + y, memory[0] + 0
 
 
 @pytest.fixture
-def called() -> Sum:
-    return Sum()
-
-
-@pytest.fixture
-def recordings(called: Sum) -> Recordings:
-    return Recordings(called, fresh=(0,), capture=remade)
+def recordings() -> Recordings:
+    return Recordings(add, fresh=(0,), capture=remade)
 
 
 def ones(value: float, size: int = 3) -> Tensor:
     return torch.full((size,), float(value))
 
 
-def test_a_call_is_recorded_when_it_comes_again(recordings: Recordings, called: Sum) -> None:
+def test_a_call_is_recorded_when_it_comes_again(recordings: Recordings) -> None:
     memory, y = [ones(0)], ones(1)
     for count, x in enumerate((1.0, 2.0, 3.0)):
         total, _ = recordings([ones(x), y], memory)
@@ -73,22 +62,22 @@ def test_a_recording_is_of_one_memory_and_shape(recordings: Recordings) -> None:
     assert len(recordings.recorded) == 3
 
 
-def test_no_more_are_kept_than_so_many(called: Sum) -> None:
-    recordings, memory = Recordings(called, (0,), remade, most=2), [ones(0, 9)]
+def test_no_more_are_kept_than_so_many() -> None:
+    recordings, memory = Recordings(add, (0,), remade, most=2), [ones(0, 9)]
     for size in (2, 2, 3, 3, 2, 4, 4, 2):
         recordings([ones(1, size), ones(1, size)], [memory[0][:size]])
     assert len(recordings.recorded) == 2
     assert [key[0][0][0][0] for key in recordings.recorded] == [4, 2], "the one that waited longest made room"  # type: ignore[index]
 
 
-def test_what_cannot_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFixture, called: Sum) -> None:
+def test_what_cannot_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of that function is tried again: a capture that fails costs torch memory."""
 
     def fails(*_: Any) -> Any:
         memory[0].fill_(9.0)  # as far as it came
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    recordings, memory = Recordings(called, (0,), fails), [ones(0)]
+    recordings, memory = Recordings(add, (0,), fails), [ones(0)]
     for step in range(4):
         assert recordings([ones(step), ones(1)], memory)[0][0] == memory[0][0] == step + 1
         recordings([ones(step, 2), ones(1, 2)], [memory[0][:2]])
@@ -96,7 +85,7 @@ def test_what_cannot_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFix
     assert len([r for r in caplog.records if "not permitted" in r.getMessage()]) == 1
 
 
-def test_want_of_memory_may_pass(called: Sum) -> None:
+def test_want_of_memory_may_pass() -> None:
     def fails_first(*call: Any) -> Any:
         tries.append(1)
         if len(tries) == 1:
@@ -104,7 +93,7 @@ def test_want_of_memory_may_pass(called: Sum) -> None:
         return remade(*call)
 
     tries: list[int] = []
-    recordings, memory = Recordings(called, (0,), fails_first), [ones(0)]
+    recordings, memory = Recordings(add, (0,), fails_first), [ones(0)]
     for step in range(4):
         assert recordings([ones(step), ones(1)], memory)[0][0] == step + 1
     assert recordings.recorded
@@ -130,9 +119,9 @@ def spoiled(by: Any) -> Any:
     ],
     ids=["outputs", "outputs and memory", "memory", "nothing is written"],
 )
-def test_a_replay_that_does_something_else_is_not_kept(caplog: Any, called: Sum, by: Any) -> None:
+def test_a_replay_that_does_something_else_is_not_kept(caplog: Any, by: Any) -> None:
     """And what it has written is written again, as it should be."""
-    recordings, memory = Recordings(called, (0,), spoiled(by)), [ones(0)]
+    recordings, memory = Recordings(add, (0,), spoiled(by)), [ones(0)]
     for step in range(3):
         assert recordings([ones(step), ones(1)], memory)[0][0] == memory[0][0] == step + 1
     assert not recordings.recorded and "other numbers" in caplog.text

@@ -12,29 +12,14 @@ import pytest
 import torch
 from fresh import own, own_family
 from models import prompts
-from stand_in import remade
+from stand_in import recorded, remade
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import specdec
-from specdec.compiled import choose, sampled
+from specdec.compiled import sampled
 from specdec.compiled.chance import Recipe
-from specdec.compiled.fingerprint import environment, survey
-from specdec.compiled.runner import Graph
 from specdec.compiled.shapes import Compiler
-from specdec.probe import probe
-from specdec.target import ModelRunner
-
-
-def recorded(model: Any, compiler: Compiler | None = None) -> Any:
-    """The model decodes by shapes from now on; returns what holds the recordings."""
-    runner = ModelRunner(model)
-    probe(runner)
-    graph = choose.by_shapes(runner, compiler, remade)
-    assert isinstance(graph, Graph), graph
-    known = choose._known.setdefault(model, choose._Known())
-    known.graphs[environment()] = (survey(model).stamp(), graph)
-    return graph.run
 
 
 def traced(counter: CompileCounterWithBackend) -> Compiler:

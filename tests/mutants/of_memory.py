@@ -137,8 +137,8 @@ ROLLBACK = [
     Mutant(
         "buffers begin as NaN",
         _LAYERS,
-        "buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)",
-        "buffer = torch.full(shape, torch.nan, dtype=states.dtype, device=states.device)",
+        "buffers.append(torch.zeros(shape, dtype=states.dtype, device=states.device))",
+        "buffers.append(torch.full(shape, torch.nan, dtype=states.dtype, device=states.device))",
         _machine("llama"),
     ),
     Mutant(
