@@ -43,16 +43,16 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
         Exception: whatever tracing or compiling raises for a model that cannot be captured.
     """
     name = type(runner.model).__name__
-    file, seconds = _built(
-        name, expected_seconds(runner), lambda: trace(runner, shapes), (OPTIONS, WITH_RIVALS), store, key
-    )
+    # Own products are written for inductor as it is: where they cannot be compiled, its own remain.
+    attempts = ((OPTIONS, True), (WITH_RIVALS, True), (WITH_RIVALS, False))
+    file, seconds = _built(name, expected_seconds(runner), lambda: trace(runner, shapes), attempts, store, key)
     return describe(key, name, file, seconds, list(shapes)), file
 
 
 def build_chance(recipe: Recipe, store: Store, key: str) -> tuple[Package, pathlib.Path]:
     """The same for what chance decides."""
     name = "sampling"
-    file, seconds = _built(name, CHANCE_SECONDS, lambda: trace_chance(recipe), (chance.OPTIONS,), store, key)
+    file, seconds = _built(name, CHANCE_SECONDS, lambda: trace_chance(recipe), ((chance.OPTIONS, False),), store, key)
     return describe(key, name, file, seconds, []), file
 
 
@@ -60,11 +60,11 @@ def _built(
     name: str,
     expected: float,
     traced: Callable[[], torch.export.ExportedProgram],
-    options: Sequence[dict[str, Any]],
+    attempts: Sequence[tuple[dict[str, Any], bool]],
     store: Store,
     key: str,
 ) -> tuple[pathlib.Path, float]:
-    """The compiled file, and the seconds that it took; options: to be tried in turn."""
+    """The compiled file, and the seconds that it took; attempts: options and whether with own products, in turn."""
     file, begun = store.temporary(key), time.perf_counter()
     logger.warning(
         "compiling %s, once for its kind, this processor and number of threads: about %d seconds.", name, expected
@@ -74,12 +74,12 @@ def _built(
             show("tracing")
             program = traced()
             show("compiling")
-            for attempt in options:
+            for attempt in attempts:
                 try:
-                    _compile(program, file, attempt)
+                    _compile(program, file, *attempt)
                     break
                 except Exception:
-                    if attempt is options[-1]:
+                    if attempt is attempts[-1]:
                         raise
     except BaseException:
         file.unlink(missing_ok=True)
@@ -102,9 +102,18 @@ def trace_chance(recipe: Recipe) -> torch.export.ExportedProgram:
     return torch.export.export(chance.ChanceGraph(recipe), inputs, dynamic_shapes=sizes, strict=False)
 
 
-def _compile(program: torch.export.ExportedProgram, file: pathlib.Path, options: dict[str, Any]) -> None:
-    with contextlib.redirect_stderr(io.StringIO()):  # statistics of each trial
+def _compile(
+    program: torch.export.ExportedProgram, file: pathlib.Path, options: dict[str, Any], own_products: bool
+) -> None:
+    products = _few_rows() if own_products else contextlib.nullcontext()
+    with products, contextlib.redirect_stderr(io.StringIO()):  # statistics of each trial
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def _few_rows() -> contextlib.AbstractContextManager[None]:
+    from specdec.compiled.products import few_rows  # imports all of the compiler: not before it is needed
+
+    return few_rows()
 
 
 def load(file: pathlib.Path) -> Run:

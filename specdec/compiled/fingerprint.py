@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch._inductor import cpu_vec_isa
 from transformers import PreTrainedModel
 
-_OWN = ("attention.py", "graph.py", "options.py")  # the files beside this one that decide what is in a package
+# The files beside this one that decide what is in a package.
+_OWN = ("attention.py", "graph.py", "options.py", "products.py")
 _INERT = "transformers.utils.output_capturing"  # its hooks stay on a model, and do nothing while nobody asks
 _PLAIN = frozenset((bool, int, float, str, tuple, type(None)))  # attributes of modules that a graph takes for constants
 _NO_PART = ("name_or_path", "generate")  # attributes that say nothing about a forward

@@ -274,4 +274,37 @@ RECORDED = [
     ),
 ]
 
-MUTANTS = [*CHANCE, *GRAPH, *RECORDED]
+_PRODUCTS = "compiled/products.py"
+_OF_PRODUCTS = ["tests/compiled/test_products.py::test_products"]
+PRODUCTS = [
+    Mutant(
+        "products: inputs behind the last four are left out",
+        _PRODUCTS,
+        "    for (; k < K; ++k) {\n        add(k);\n    }\n",
+        "",
+        _OF_PRODUCTS,
+    ),
+    Mutant(
+        "products: each part of the inputs begins anew",
+        _PRODUCTS,
+        "if (accum || begin > 0)",
+        "if (accum)",
+        _OF_PRODUCTS,
+    ),
+    Mutant(
+        "products: numbers behind the last eight of a row are not converted",
+        _PRODUCTS,
+        "                    to[k] = static_cast<float>(from[k]);\n",
+        "                    to[k] = 0;\n",
+        _OF_PRODUCTS,
+    ),
+    Mutant(
+        "products: inductor keeps them after a failed build",
+        _PRODUCTS,
+        "    finally:\n        inductor.micro_gemm_configs[inductor.CppMicroGemmFP32Vec] = stock\n",
+        "    finally:\n",
+        ["tests/compiled/test_products.py::test_inductor_is_left_as_it_was"],
+    ),
+]
+
+MUTANTS = [*CHANCE, *GRAPH, *RECORDED, *PRODUCTS]
