@@ -7,7 +7,7 @@ float32. Each decodes its own model's greedy text, and fails if ours is another.
 tau / (k c + T(k+1) / T(1)), with tau = (1 - a^(k+1)) / (1 - a) for a chance a, or as it fell out, and T measured in the
 same rounds, with drafts that cost nothing. A ratio above it fails (`bench.guard`).
 
-With `SPECDEC_PEER_VLLM` (bench/peers), vLLM decodes the same weights without drafts, one prompt at a time, in both
+With `SPECDEC_PEER_VLLM` (bench/peers), vLLM decodes the same prompts with the same weights without drafts, in both
 dtypes.
 
 A first run builds the package, which takes minutes: `python -m bench.weights build` does that beforehand.
@@ -37,7 +37,7 @@ from bench.forward_cost import measure
 from bench.free import FreeDrafter
 from bench.harness import Comparison, Outcome
 from bench.peers.sides import PAUSE_SECONDS
-from bench.peers.workers.wire import Text
+from bench.peers.workers.wire import Texts
 from bench.sides import Engine, Generated
 from bench.static import reason_against, static_generate
 from bench.texts import Judge, fail_if_others
@@ -97,7 +97,7 @@ class Sides:
         k: int,
         cost: Reading,
         vocab_size: int,
-        peers: dict[str, Callable[[], Text]],
+        peers: dict[str, Callable[[], Texts]],
     ) -> None:
         self.plain, self.graph, self.tokens, self.k = plain, graph, tokens, k
         self.cost, self.vocab_size, self.peers = cost, vocab_size, peers
@@ -129,11 +129,11 @@ class Sides:
             sides |= {guard.free_name(how, n): self._free(how, n) for n in (0, k)}
         return sides
 
-    def _vllm(self, engine: Callable[[], Text]) -> Callable[[float], Outcome]:
+    def _vllm(self, engine: Callable[[], Texts]) -> Callable[[float], Outcome]:
         def run(_: float) -> Outcome:
             sleep(PAUSE_SECONDS)
-            text = engine()
-            return Outcome(len(text.tokens), Generated([text.tokens], 0, None), text.seconds)
+            texts = engine()
+            return Outcome(sum(map(len, texts.rows)), Generated(texts.rows, 0, None), texts.seconds)
 
         return run
 
@@ -199,7 +199,7 @@ def test_against_the_formula(
     reading = Reading(cost * num_bytes, plain.model.dtype, device) if cost else FREE
     with ExitStack() as stack:
         peers = {}
-        if batch_size == 1 and not cost:
+        if not cost:
             peers = stack.enter_context(vllm(plain.model, plain.ids, tokens, tmp_path))
         sides = Sides(plain, graph, tokens, k, reading, plain.model.config.vocab_size, peers)
         comparison = Comparison(sides.all(), acceptances)

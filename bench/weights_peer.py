@@ -15,19 +15,21 @@ from transformers import PreTrainedModel
 import specdec
 from bench.peers.catalogue import PEERS, interpreters
 from bench.peers.client import worker_of
-from bench.peers.workers.wire import Ask, Load, Text
+from bench.peers.workers.wire import Batch, Load, Texts
 
 DTYPES = ("float32", "bfloat16")
 
 
 @contextmanager
-def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> Iterator[dict[str, Callable[[], Text]]]:
+def vllm(
+    model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path
+) -> Iterator[dict[str, Callable[[], Texts]]]:
     """vLLM on the same weights, by dtype, loaded and warmed; nothing where no interpreter is named.
 
     Args:
         model: whose weights it gets; written to `folder`, with the bundled pair's tokenizer, which vLLM wants to see.
-        ids: [1, T] the prompt.
-        new_tokens: of its text.
+        ids: [B, T] the prompts, decoded together.
+        new_tokens: of each text.
         folder: empty, for the weights and the engine's logs.
     """
     python = interpreters([], os.environ)[0].get("vllm")
@@ -38,12 +40,12 @@ def vllm(model: PreTrainedModel, ids: Tensor, new_tokens: int, folder: Path) -> 
     model.save_pretrained(target)
     specdec.bundled_pair()[2].save_pretrained(target)
     threads, context = torch.get_num_threads(), ids.shape[1] + new_tokens
-    ask = Ask(ids[0].tolist(), new_tokens, temperature=0.0, seed=0)
-    found: dict[str, Callable[[], Text]] = {}
+    ask = Batch(ids.tolist(), new_tokens)
+    found: dict[str, Callable[[], Texts]] = {}
     with ExitStack() as stack:
         for dtype in DTYPES:
             worker = stack.enter_context(worker_of(PEERS["vllm"], python, threads, folder / f"{dtype}.log"))
-            worker.load(Load("plain", str(target), "", dtype, threads, 0, 0, 0, context, str(folder)))
-            found[dtype] = partial(worker.generate, ask)
+            worker.load(Load("plain", str(target), "", dtype, threads, 0, 0, 0, context, str(folder), len(ids)))
+            found[dtype] = partial(worker.batch, ask)
             found[dtype]()
         yield found

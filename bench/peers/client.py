@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.peers.catalogue import Peer
-from bench.peers.workers.wire import Ask, Load, Loaded, Text
+from bench.peers.workers.wire import Ask, Batch, Load, Loaded, Text, Texts
 
 LOAD_SECONDS, GENERATE_SECONDS, QUIT_SECONDS = 900.0, 300.0, 10.0
 _TAIL = 12  # lines of its log that an error quotes
@@ -84,6 +84,14 @@ class Worker:
             PeerError: as `load`, within `GENERATE_SECONDS`.
         """
         return Text(**self._ask({"do": "generate", **vars(asked)}, GENERATE_SECONDS))
+
+    def batch(self, asked: Batch) -> Texts:
+        """Texts of several prompts, decoded together.
+
+        Raises:
+            PeerError: as `generate`, or the engine does not do it.
+        """
+        return Texts(**self._ask({"do": "batch", **vars(asked)}, GENERATE_SECONDS))
 
     def close(self) -> None:
         """Ends the worker and whatever it started."""

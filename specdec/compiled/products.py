@@ -1,9 +1,9 @@
 """Products of a few tokens with a weight on CPUs with AVX2, where a step spends its time.
 
-Inductor's own kernel takes four rows at a time, keeps their sums in memory where the compiler does not unroll, and
-copies each eight numbers of half precision before it converts them, so that a window of five tokens takes it 1.4 to 2
-times as long as one token, which takes as long as reading the weights does. This one holds the sums of up to six rows
-in registers, asks for weights ahead of their use, and converts a row once (docs/performance/compiled.md).
+Inductor's own kernel takes four rows at a time, loads a weight again for each of them, and in half precision copies
+eight numbers to the stack before it converts them, and a row's numbers one by one. So a window of five tokens takes it
+1.4 to 2 times as long as one token, which takes as long as reading the weights does. This one takes up to six rows at
+once, asks for weights ahead of their use, and converts a row in one go (docs/performance/compiled.md).
 
 Each sum is added up in the order of its inputs, as in inductor's kernel (whose results it repeats bit for bit), so that
 a token's logits do not depend on how many others are in its window.

@@ -32,6 +32,9 @@ class Fake:
         calls, drafted = (len(tokens), 0) if self.mode == "plain" else (2, 2 * len(tokens))
         return wire.Text(tokens, 0.5, calls, drafted, len(tokens) - calls)
 
+    def batch(self, asked: wire.Batch) -> wire.Texts:
+        return wire.Texts([[ids[-1] + 1 + i for i in range(asked.new_tokens)] for ids in asked.rows], 0.25)
+
 
 if __name__ == "__main__":
     wire.serve(Fake())

@@ -10,7 +10,7 @@ import pytest
 
 from bench.peers import client
 from bench.peers.client import PeerError, Worker
-from bench.peers.workers.wire import Ask, Load
+from bench.peers.workers.wire import Ask, Batch, Load
 
 FAKE = [sys.executable, "-S", str(Path(__file__).with_name("fake_worker.py"))]
 
@@ -31,6 +31,8 @@ def test_loads_once_and_answers_many(tmp_path: Path) -> None:
             text = peer.generate(Ask([1, last], 3, 0.0, 0))
             assert text.tokens == [last + 1, last + 2, last + 3]
             assert (text.seconds, text.target_calls, text.drafted, text.accepted) == (0.5, 2, 6, 1)
+        texts = peer.batch(Batch([[1, 5], [7]], 2))
+        assert (texts.rows, texts.seconds) == ([[6, 7], [8, 9]], 0.25)
     log = (tmp_path / "log").read_text()
     assert "an engine prints to stdout" in log and "so do its children" in log
 

@@ -37,8 +37,8 @@ class Vllm:
             tokenizer=asked.target,
             dtype=asked.dtype,
             max_model_len=asked.context,
-            max_num_seqs=1,
-            max_num_batched_tokens=asked.context,
+            max_num_seqs=asked.rows,
+            max_num_batched_tokens=asked.context * asked.rows,
             enable_prefix_caching=False,  # every text starts from nothing
             disable_log_stats=False,  # its counts of drafted tokens
             speculative_config=settings or None,
@@ -63,6 +63,14 @@ class Vllm:
         after = self._metrics()
         drafted, accepted = (after[name] - before[name] for name in (_DRAFTED, _ACCEPTED))
         return wire.Text(list(out[0].outputs[0].token_ids), seconds, self._runs - runs, drafted, accepted)
+
+    def batch(self, asked: wire.Batch) -> wire.Texts:
+        sampling = SamplingParams(temperature=0.0, max_tokens=asked.new_tokens, ignore_eos=True, detokenize=False)
+        prompts = [{"prompt_token_ids": ids} for ids in asked.rows]
+        begun = perf_counter()
+        out = self._llm.generate(prompts, sampling, use_tqdm=False)
+        seconds = perf_counter() - begun
+        return wire.Texts([list(row.outputs[0].token_ids) for row in out], seconds)
 
     def _count_runs(self) -> None:
         executor: Any = self._llm.llm_engine.engine_core.engine_core.model_executor

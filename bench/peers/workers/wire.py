@@ -5,7 +5,10 @@ answers each with one line:
 
     {"do": "load", "mode": "draft", ...}                      -> {"ok": true, "engine": ..., "dtype": ..., "note": ...}
     {"do": "generate", "ids": [...], "new_tokens": n, ...}    -> {"ok": true, "tokens": [...], "seconds": s, ...}
+    {"do": "batch", "rows": [[...], ...], "new_tokens": n}    -> {"ok": true, "rows": [[...], ...], "seconds": s}
     {"do": "quit"}                                            -> {"ok": true, "bye": true}
+
+Only engines that decode several prompts together answer to "batch".
 
 A failure answers {"ok": false, "error": ...}. Whatever the engine itself prints goes to stderr.
 """
@@ -35,6 +38,7 @@ class Load:
     max_ngram: int
     context: int  # most tokens of a text, prompt included
     scratch: str  # an existing folder for converted weights, which the three modes share
+    rows: int = 1  # most prompts at a time
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,22 @@ class Text:
     target_calls: int | None  # forwards of the target, the prompt's included
     drafted: int | None
     accepted: int | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts for greedy texts, at the same time."""
+
+    rows: list[list[int]]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What came of a batch."""
+
+    rows: list[list[int]]  # new tokens
+    seconds: float  # of the call alone
 
 
 class Engine(Protocol):
@@ -103,6 +123,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         return asdict(engine.load(Load(**_known(Load, request))))
     if do == "generate":
         return asdict(engine.generate(Ask(**_known(Ask, request))))
+    if do == "batch" and hasattr(engine, "batch"):
+        return asdict(engine.batch(Batch(**_known(Batch, request))))
     raise ValueError(f"unknown request {do!r}")
 
 

@@ -1,0 +1,84 @@
+"""Products of few rows: inductor's kernels and ours, by the number of rows; docs/performance/compiled.md.
+
+python -m bench.products [--threads 2] [--dtypes float32,bfloat16] [--rounds 21]
+
+Sixteen weights of 1024 x 2816, more than fits a cache, as in a decoding step; both sides alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import pathlib
+import tempfile
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+import specdec.compiled.build as building
+from specdec.compiled.options import OPTIONS
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 40, 128, 512)
+INPUTS, OUTPUTS, WEIGHTS = 1024, 2816, 16
+
+
+class Products(nn.Module):
+    """Of the same rows with each weight, summed up."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=dtype) for _ in range(WEIGHTS))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.stack([product(rows).sum(-1) for product in self.each]).sum(0)
+
+
+def built(module: Products, dtype: torch.dtype, own_products: bool) -> building.Run:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        building.undisturbed(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        size = torch.export.Dim("rows", min=1, max=4096)
+        example = (torch.randn(3, INPUTS, dtype=dtype),)
+        program = torch.export.export(module, example, dynamic_shapes=({0: size},))
+        file = pathlib.Path(folder) / "products.pt2"
+        building._compile(program, file, OPTIONS, own_products)
+        return building.load(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rounds", type=int, default=21)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| rows | " + " | ".join(map(str, ROWS)) + " |")
+    print("| --- |" + " --- |" * len(ROWS))
+    for name in options.dtypes.split(","):
+        module = Products(getattr(torch, name)).eval()
+        sides = {
+            "inductor's": built(module, getattr(torch, name), False),
+            "ours": built(module, getattr(torch, name), True),
+        }
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for rows in ROWS:
+            x = torch.randn(rows, INPUTS).to(getattr(torch, name))
+            times: dict[str, list[float]] = {side: [] for side in sides}
+            for _ in range(options.rounds):
+                for side, run in sides.items():
+                    begun = perf_counter()
+                    run([x])
+                    times[side].append(perf_counter() - begun)
+            for side in sides:
+                seconds[side].append(median(times[side]))
+        for side in sides:
+            print(f"| {name}, {side}, ms | " + " | ".join(f"{1e3 * s:.1f}" for s in seconds[side]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
