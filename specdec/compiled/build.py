@@ -28,6 +28,9 @@ from specdec.target import ModelRunner
 
 logger = logging.getLogger("specdec")
 CHANCE_SECONDS = 60.0  # to build what chance decides
+# Options, and whether with products of ours. Where those cannot be compiled, inductor's own are next, not torch's as
+# rivals of ours: trials hide such errors.
+ATTEMPTS = ((OPTIONS, True), (OPTIONS, False), (WITH_RIVALS, True))
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -43,9 +46,7 @@ def build(runner: ModelRunner, shapes: Sequence[MemoryShape], store: Store, key:
         Exception: whatever tracing or compiling raises for a model that cannot be captured.
     """
     name = type(runner.model).__name__
-    # Own products are written for inductor as it is: where they cannot be compiled, its own remain.
-    attempts = ((OPTIONS, True), (WITH_RIVALS, True), (WITH_RIVALS, False))
-    file, seconds = _built(name, expected_seconds(runner), lambda: trace(runner, shapes), attempts, store, key)
+    file, seconds = _built(name, expected_seconds(runner), lambda: trace(runner, shapes), ATTEMPTS, store, key)
     return describe(key, name, file, seconds, list(shapes)), file
 
 
@@ -78,9 +79,10 @@ def _built(
                 try:
                     _compile(program, file, *attempt)
                     break
-                except Exception:
+                except Exception as error:
                     if attempt is attempts[-1]:
                         raise
+                    logger.info("compiling %s otherwise, after %s: %.300s", name, type(error).__name__, error)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
@@ -111,8 +113,12 @@ def _compile(
 
 
 def _few_rows() -> contextlib.AbstractContextManager[None]:
-    from specdec.compiled.products import few_rows  # imports all of the compiler: not before it is needed
-
+    """Our products; nothing where this torch has no place for them."""
+    try:
+        from specdec.compiled.products import few_rows  # imports all of the compiler: not before it is needed
+    except (ImportError, AttributeError) as error:
+        logger.info("no products of few rows with torch %s: %s", torch.__version__, error)
+        return contextlib.nullcontext()
     return few_rows()
 
 

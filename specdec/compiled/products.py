@@ -2,15 +2,16 @@
 
 Inductor's own kernel takes four rows at a time, loads a weight again for each of them, and in half precision copies
 eight numbers to the stack before it converts them, and a row's numbers one by one. So a window of five tokens takes it
-1.4 to 2 times as long as one token, which takes as long as reading the weights does. This one takes up to six rows at
+1.4 to 2.3 times as long as one token, which takes as long as reading the weights does. This one takes up to six rows at
 once, asks for weights ahead of their use, and converts a row in one go (docs/performance/compiled.md).
 
-Each sum is added up in the order of its inputs, as in inductor's kernel (whose results it repeats bit for bit), so that
-a token's logits do not depend on how many others are in its window.
+Each sum is added up in the order of its inputs, as in inductor's kernel, so that a token's logits do not depend on how
+many others are in its window.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from torch._inductor.cpu_vec_isa import VecAVX2
 
 ROWS, COLUMNS = 6, 16  # of a block: 12 registers of sums, 2 of weights and 1 of a row's number, of 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LOCK = threading.Lock()
 _KERNEL = r"""
 template <int64_t ROWS, bool accum>
 inline void {{kernel_name}}_rows(
@@ -77,7 +79,9 @@ inline void {{kernel_name}}_rows(
     for (; k + UNROLL <= K; k += UNROLL) {
         #pragma GCC unroll 16
         for (int64_t u = 0; u < UNROLL; ++u) {
-            _mm_prefetch(ahead + (k + u) * pace, _MM_HINT_T1);
+            if constexpr (ROWS > 1 || sizeof({{input2_t}}) < 4) {  // the CPU itself foresees what one float32 row reads
+                _mm_prefetch(ahead + (k + u) * pace, _MM_HINT_T1);
+            }
         }
         #pragma GCC unroll 16
         for (int64_t u = 0; u < UNROLL; ++u) {
@@ -129,7 +133,7 @@ inline void {{kernel_name}}_block(
     const int64_t pace = stride / passes;
     const char* ahead = reinterpret_cast<const char*>(B) + (passes == 1 ? 2048 : K * stride);
     for (int64_t m = 0, rows = 0; m < M; m += rows, ahead += K * pace) {
-        rows = M - m <= {{block_m}} ? M - m : {{block_m - 1}};  // fives were faster than sixes, or twice four for eight
+        rows = M - m <= {{block_m}} ? M - m : {{block_m - 1}};  // of more than six: fives, measured faster than sixes
 {%- if input_dtype == torch.float32 %}
         for (int64_t n = 0; n < N; n += {{block_n}}) {
             {{kernel_name}}_block<accum>(A + m * lda, B + n, C + m * ldc + n, ahead, pace, rows, K, lda, ldb, ldc);
@@ -192,23 +196,27 @@ class FewRows(inductor.CppMicroGemmFP32Vec):
 
 @contextmanager
 def few_rows() -> Iterator[None]:
-    """Within it inductor takes `FewRows` for every product that its AVX2 kernel would have been taken for."""
-    stock = inductor.micro_gemm_configs[inductor.CppMicroGemmFP32Vec]
-    own = [
-        config
-        for dtype in _DTYPES
-        for config in inductor.generate_gemm_config(
-            VecAVX2, [(ROWS, COLUMNS, 1)], input_dtype=dtype, output_dtype=torch.float32
-        )
-    ]
-    ours = {(c.input_dtype, c.input2_dtype, c.output_dtype) for c in own}
-    others = [
-        c for c in stock if c.vec_isa_cls is not VecAVX2 or (c.input_dtype, c.input2_dtype, c.output_dtype) not in ours
-    ]
-    inductor.micro_gemm_configs[inductor.CppMicroGemmFP32Vec] = others
-    inductor.micro_gemm_configs[FewRows] = own
-    try:
-        yield
-    finally:
-        inductor.micro_gemm_configs[inductor.CppMicroGemmFP32Vec] = stock
-        del inductor.micro_gemm_configs[FewRows]
+    """Within it inductor takes `FewRows` for every product that its AVX2 kernel would have been taken for.
+
+    Its table is replaced, not written to, since another thread may be reading it; one thread at a time does so.
+    """
+    with _LOCK:
+        before = inductor.micro_gemm_configs
+        own = [
+            config
+            for dtype in _DTYPES
+            for config in inductor.generate_gemm_config(
+                VecAVX2, [(ROWS, COLUMNS, 1)], input_dtype=dtype, output_dtype=torch.float32
+            )
+        ]
+        ours = {_kind(config) for config in own}
+        others = [config for config in before[inductor.CppMicroGemmFP32Vec] if _kind(config) not in ours]
+        inductor.micro_gemm_configs = {**before, inductor.CppMicroGemmFP32Vec: others, FewRows: own}
+        try:
+            yield
+        finally:
+            inductor.micro_gemm_configs = before
+
+
+def _kind(config: Any) -> tuple[object, ...]:
+    return (config.vec_isa_cls, config.input_dtype, config.input2_dtype, config.output_dtype)

@@ -15,6 +15,7 @@ import torch
 import traced
 from fresh import own
 from models import VOCAB_SIZE, prompts
+from test_products import OURS, source
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,6 +36,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         target, before = own(**SMALL), torch.get_rng_state()
         out = decode(target, prompts(1), 4)
         assert out.speculation.graphs.roles == {"target": "compiled"}
+        if torch.backends.cpu.get_cpu_capability() == "AVX2":
+            (package,) = folder.glob("*.pt2")
+            assert OURS in source(package), "products of few rows"
         assert torch.equal(torch.get_rng_state(), before), "the compiler's trial runs have a generator of their own"
     return folder
 
