@@ -17,6 +17,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.cpu_vec_isa import VecAVX2, pick_vec_isa
 
 import specdec.compiled.build as building
 from specdec.compiled.options import OPTIONS
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=21)
     options = parser.parse_args()
+    if not isinstance(pick_vec_isa(), VecAVX2):
+        parser.error("inductor takes other kernels than those for AVX2 on this processor, and ours are for AVX2.")
     torch.set_num_threads(options.threads)
     print("| rows | " + " | ".join(map(str, ROWS)) + " |")
     print("| --- |" + " --- |" * len(ROWS))
@@ -68,6 +71,8 @@ def main() -> None:
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for rows in ROWS:
             x = torch.randn(rows, INPUTS).to(getattr(torch, name))
+            first, second = (run([x])[0] for run in sides.values())
+            assert torch.equal(first, second), f"{name}, {rows} rows: other sums than inductor's"
             times: dict[str, list[float]] = {side: [] for side in sides}
             for _ in range(options.rounds):
                 for side, run in sides.items():
