@@ -299,6 +299,13 @@ PRODUCTS = [
         _OF_PRODUCTS,
     ),
     Mutant(
+        "products: where they cannot be compiled torch's rivals are next",
+        "compiled/build.py",
+        "((OPTIONS, True), (OPTIONS, False), (WITH_RIVALS, True))",
+        "((OPTIONS, True), (WITH_RIVALS, True), (WITH_RIVALS, False))",
+        ["tests/compiled/test_products.py::test_inductor_s_own_where_ours_cannot_be_compiled"],
+    ),
+    Mutant(
         "products: inductor keeps them after a failed build",
         _PRODUCTS,
         "            inductor.micro_gemm_configs = before\n",
