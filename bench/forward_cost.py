@@ -46,7 +46,7 @@ def forward_of(runner: ModelRunner, context: int, batch_size: int, width: int) -
     return forward
 
 
-def measure(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median milliseconds of each call, all called in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 2):

@@ -8,18 +8,17 @@ Sixteen weights of 1024 x 2816, more than fits a cache, as in a decoding step; b
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import pathlib
 import tempfile
-from statistics import median
-from time import perf_counter
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._inductor.cpu_vec_isa import VecAVX2, pick_vec_isa
 
 import specdec.compiled.build as building
+from bench.forward_cost import measure
 from specdec.compiled.options import OPTIONS
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 40, 128, 512)
@@ -38,11 +37,7 @@ class Products(nn.Module):
 
 
 def built(module: Products, dtype: torch.dtype, own_products: bool) -> building.Run:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        building.undisturbed(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    with tempfile.TemporaryDirectory() as folder, building.undisturbed():
         size = torch.export.Dim("rows", min=1, max=4096)
         example = (torch.randn(3, INPUTS, dtype=dtype),)
         program = torch.export.export(module, example, dynamic_shapes=({0: size},))
@@ -63,26 +58,19 @@ def main() -> None:
     print("| rows | " + " | ".join(map(str, ROWS)) + " |")
     print("| --- |" + " --- |" * len(ROWS))
     for name in options.dtypes.split(","):
-        module = Products(getattr(torch, name)).eval()
-        sides = {
-            "inductor's": built(module, getattr(torch, name), False),
-            "ours": built(module, getattr(torch, name), True),
-        }
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        dtype = getattr(torch, name)
+        module = Products(dtype).eval()
+        sides = {"inductor's": built(module, dtype, False), "ours": built(module, dtype, True)}
+        found: dict[str, list[float]] = {side: [] for side in sides}
         for rows in ROWS:
-            x = torch.randn(rows, INPUTS).to(getattr(torch, name))
+            x = torch.randn(rows, INPUTS).to(dtype)
             first, second = (run([x])[0] for run in sides.values())
             assert torch.equal(first, second), f"{name}, {rows} rows: other sums than inductor's"
-            times: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(options.rounds):
-                for side, run in sides.items():
-                    begun = perf_counter()
-                    run([x])
-                    times[side].append(perf_counter() - begun)
-            for side in sides:
-                seconds[side].append(median(times[side]))
-        for side in sides:
-            print(f"| {name}, {side}, ms | " + " | ".join(f"{1e3 * s:.1f}" for s in seconds[side]) + " |", flush=True)
+            calls: dict[str, Callable[[], object]] = {side: partial(run, [x]) for side, run in sides.items()}
+            for side, milliseconds in measure(calls, options.rounds).items():
+                found[side].append(milliseconds)
+        for side, each in found.items():
+            print(f"| {name}, {side}, ms | " + " | ".join(f"{ms:.1f}" for ms in each) + " |", flush=True)
 
 
 if __name__ == "__main__":

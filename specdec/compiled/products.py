@@ -26,6 +26,20 @@ ROWS, COLUMNS = 6, 16  # of a block: 12 registers of sums, 2 of weights and 1 of
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LOCK = threading.Lock()
 _KERNEL = r"""
+// Eight numbers of a row or a weight, in float32.
+inline __m256 {{kernel_name}}_eight(const {{input2_t}}* from) {
+{%- if input2_dtype == torch.float32 %}
+    return _mm256_loadu_ps(from);
+{%- else %}
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    {%- if input2_dtype == torch.bfloat16 %}
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    {%- else %}
+    return _mm256_cvtph_ps(halves);
+    {%- endif %}
+{%- endif %}
+}
+
 template <int64_t ROWS, bool accum>
 inline void {{kernel_name}}_rows(
     const float* __restrict__ A,
@@ -40,18 +54,6 @@ inline void {{kernel_name}}_rows(
 ) {
     constexpr int64_t COLS = {{block_n}} / 8;
     constexpr int64_t UNROLL = 4;
-    auto weights = [](const {{input2_t}}* from) __attribute__((always_inline)) {
-{%- if input2_dtype == torch.float32 %}
-        return _mm256_loadu_ps(from);
-{%- else %}
-        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    {%- if input2_dtype == torch.bfloat16 %}
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-    {%- else %}
-        return _mm256_cvtph_ps(halves);
-    {%- endif %}
-{%- endif %}
-    };
     __m256 sums[ROWS][COLS];
     #pragma GCC unroll 16
     for (int64_t row = 0; row < ROWS; ++row) {
@@ -64,7 +66,7 @@ inline void {{kernel_name}}_rows(
         __m256 b[COLS];
         #pragma GCC unroll 16
         for (int64_t col = 0; col < COLS; ++col) {
-            b[col] = weights(B + k * ldb + col * 8);
+            b[col] = {{kernel_name}}_eight(B + k * ldb + col * 8);
         }
         #pragma GCC unroll 16
         for (int64_t row = 0; row < ROWS; ++row) {
@@ -148,13 +150,7 @@ inline void {{kernel_name}}_block(
                 float* to = converted + row * MOST;
                 int64_t k = 0;
                 for (; k + 8 <= count; k += 8) {
-                    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
-    {%- if input_dtype == torch.bfloat16 %}
-                    _mm256_store_ps(
-                        to + k, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16)));
-    {%- else %}
-                    _mm256_store_ps(to + k, _mm256_cvtph_ps(halves));
-    {%- endif %}
+                    _mm256_store_ps(to + k, {{kernel_name}}_eight(from + k));
                 }
                 for (; k < count; ++k) {
                     to[k] = static_cast<float>(from[k]);
